@@ -1,0 +1,67 @@
+"""Bayesian active learning for transformers, datasets and accelerate."""
+
+from typing import TYPE_CHECKING, Any
+
+from baal_hf.dataset import ActiveLearningDataset
+from baal_hf.heuristics import (
+    BALD,
+    AbstractHeuristic,
+    Certainty,
+    Entropy,
+    Margin,
+    Random,
+    Variance,
+    available_heuristics,
+    get_heuristic,
+)
+from baal_hf.ledger import LabelEvent, LabelLedger
+from baal_hf.loop import ActiveLearningLoop
+from baal_hf.posterior import (
+    Deterministic,
+    MCDropout,
+    MCDropoutModule,
+    Posterior,
+    patch_module,
+    unpatch_module,
+)
+
+if TYPE_CHECKING:
+    from baal_hf.trainer import BaalTransformersTrainer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BALD",
+    "AbstractHeuristic",
+    "ActiveLearningDataset",
+    "ActiveLearningLoop",
+    "BaalTransformersTrainer",
+    "Certainty",
+    "Deterministic",
+    "Entropy",
+    "LabelEvent",
+    "LabelLedger",
+    "MCDropout",
+    "MCDropoutModule",
+    "Margin",
+    "Posterior",
+    "Random",
+    "Variance",
+    "available_heuristics",
+    "get_heuristic",
+    "patch_module",
+    "unpatch_module",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # transformers' Trainer takes as long to import as all the rest: it comes when asked for.
+    if name == "BaalTransformersTrainer":
+        from baal_hf.trainer import BaalTransformersTrainer
+
+        return BaalTransformersTrainer
+    raise AttributeError(f"module 'baal_hf' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

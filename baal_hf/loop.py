@@ -1,0 +1,114 @@
+"""`ActiveLearningLoop`: one step of the line from pool to labels."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Subset
+
+from baal_hf.dataset import ActiveLearningDataset
+from baal_hf.heuristics import AbstractHeuristic, Random
+from baal_hf.rows import row_ids_of
+
+logger = logging.getLogger(__name__)
+
+
+class ActiveLearningLoop:
+    """Predict the pool, rank it, label the first of the ranking.
+
+    Args:
+        dataset: What is labelled.
+        get_probabilities: pool -> predictions [N, C, *S, T], or a generator of batches of them; for example
+            `trainer.predict_on_dataset_generator`. Not called when the heuristic needs no predictions.
+        heuristic: Ranks the predictions.
+        query_size: Rows to label in a step, K.
+        max_sample: Predict only that many random rows of the pool; -1 means all.
+        uncertainty_folder: Write the scores of each step there, as `step=0003.npz` with `row_ids` and `scores`.
+        seed: Of the random rows.
+        **kwargs: Go to `get_probabilities`.
+
+    Raises:
+        ValueError: `query_size` < 1, or `max_sample` neither -1 nor >= 1.
+    """
+
+    def __init__(
+        self,
+        dataset: ActiveLearningDataset,
+        get_probabilities: Callable[..., Any],
+        heuristic: AbstractHeuristic | None = None,
+        query_size: int = 1,
+        max_sample: int = -1,
+        uncertainty_folder: str | Path | None = None,
+        *,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        if query_size < 1:
+            raise ValueError(f"ActiveLearningLoop needs query_size >= 1, got {query_size}.")
+        if max_sample != -1 and max_sample < 1:
+            raise ValueError(f"ActiveLearningLoop needs max_sample >= 1, or -1 for the whole pool, got {max_sample}.")
+        self.dataset = dataset
+        self.get_probabilities = get_probabilities
+        self.heuristic = heuristic if heuristic is not None else Random()
+        self.query_size = query_size
+        self.max_sample = max_sample
+        self.uncertainty_folder = Path(uncertainty_folder) if uncertainty_folder is not None else None
+        self.kwargs = kwargs
+        self._rng = np.random.default_rng(seed)
+
+    def step(self, pool: Any = None) -> bool:
+        """Label the next rows with the dataset's own labels.
+
+        Args:
+            pool: The part of `dataset.pool` to choose from: what `select`, `filter` or `shuffle` made of it, or a
+                `torch.utils.data.Subset` of it. By default the whole, or `max_sample` random rows of it.
+
+        Returns:
+            Whether rows were labelled; False once the pool is empty.
+
+        Raises:
+            TypeError: The rows of `pool` cannot be found in the dataset.
+        """
+        if pool is None:
+            pool = self._sample()
+        if len(pool) == 0:
+            return False
+        row_ids = self.query(pool)
+        self.dataset.annotate(row_ids)
+        return True
+
+    def query(self, pool: Any) -> np.ndarray:
+        """Row ids to label next, most informative first: int64, [min(K, len(pool))].
+
+        Raises:
+            ValueError: The heuristic was given predictions for another number of rows.
+        """
+        row_ids = row_ids_of(pool)
+        predictions = self.get_probabilities(pool, **self.kwargs) if self.heuristic.needs_predictions else pool
+        ranks, scores = self.heuristic.get_ranks(predictions)
+        if len(scores) != len(row_ids):
+            raise ValueError(f"get_probabilities returned {len(scores)} rows for a pool of {len(row_ids)}.")
+        if self.query_size > len(row_ids):
+            logger.warning(
+                "query_size is %d but only %d rows are left: all are labelled.", self.query_size, len(row_ids)
+            )
+        if self.uncertainty_folder is not None:
+            self._write(row_ids, scores)
+        return row_ids[ranks[: self.query_size]]
+
+    def _sample(self) -> Any:
+        pool = self.dataset.pool
+        if self.max_sample == -1 or self.max_sample >= len(pool):
+            return pool
+        positions = np.sort(self._rng.choice(len(pool), size=self.max_sample, replace=False))
+        return pool.select(positions) if hasattr(pool, "select") else Subset(pool, positions.tolist())
+
+    def _write(self, row_ids: np.ndarray, scores: np.ndarray) -> None:
+        assert self.uncertainty_folder is not None
+        self.uncertainty_folder.mkdir(parents=True, exist_ok=True)
+        step = self.dataset.current_al_step + 1
+        np.savez(self.uncertainty_folder / f"step={step:04d}.npz", row_ids=row_ids, scores=scores)

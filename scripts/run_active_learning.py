@@ -1,0 +1,244 @@
+"""Active learning for text classification: train, evaluate, choose the next rows to label, over rounds.
+
+    python scripts/run_active_learning.py --output_dir outputs/demo --compare random
+    accelerate launch --num_processes 2 scripts/run_active_learning.py --output_dir outputs/demo
+
+The labels are those of the dataset, shown to the model when a row is queried. All of Trainer's arguments work. By
+default model and data come from the packages of the extra `demo`, and no network is needed.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+import transformers
+from text_data import packaged_minilm, train_and_test
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    EvalPrediction,
+    HfArgumentParser,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProgressCallback,
+    TrainingArguments,
+    set_seed,
+)
+
+from baal_hf import ActiveLearningDataset, ActiveLearningLoop, BaalTransformersTrainer, get_heuristic, metrics
+from baal_hf.plots import learning_curve
+
+DEFAULTS = {
+    "output_dir": "outputs/active_learning",
+    "learning_rate": 3e-4,
+    "num_train_epochs": 8,
+    "per_device_eval_batch_size": 32,
+    "report_to": "none",
+    "save_strategy": "no",
+    "logging_strategy": "no",
+    "dataloader_pin_memory": torch.cuda.is_available(),
+}
+
+
+@dataclass
+class DataArguments:
+    """What is labelled, and by which model."""
+
+    model_name_or_path: str = field(
+        default="all-MiniLM-L6-v2", metadata={"help": "Hub id or folder; all-MiniLM-L6-v2 is the packaged one."}
+    )
+    dataset: str = field(
+        default="bbc-news", metadata={"help": "Hub id, a parquet, csv or json file, or the packaged bbc-news."}
+    )
+    test_dataset: str | None = field(
+        default=None, metadata={"help": "File of test rows; otherwise the split `test`, otherwise a fifth of the rows."}
+    )
+    text_column: str = field(default="text", metadata={"help": "Column of the texts."})
+    label_column: str = field(default="label", metadata={"help": "Column of the classes, numbers or names."})
+    max_length: int = field(default=48, metadata={"help": "Tokens of a text that are read."})
+    num_hidden_layers: int | None = field(default=None, metadata={"help": "Keep only the first layers of the model."})
+
+
+@dataclass
+class ActiveLearningArguments:
+    """How rows are chosen."""
+
+    heuristic: str = field(default="bald", metadata={"help": "How rows are ranked."})
+    query_size: int = field(default=15, metadata={"help": "Rows to label in each round."})
+    iterations: int = field(default=10, metadata={"help": "Posterior draws."})
+    initial: int = field(default=10, metadata={"help": "Rows labelled at random before the first round."})
+    rounds: int = field(default=5, metadata={"help": "Rounds of training and evaluation."})
+    pool_sample: int = field(default=-1, metadata={"help": "Score only that many random rows a round; -1 is all."})
+    compare: list[str] = field(default_factory=list, metadata={"help": "Heuristics to run beside, on the same seed."})
+
+
+def accuracy_of(prediction: EvalPrediction) -> dict[str, float]:
+    """Share of rows whose class is right."""
+    accuracy = metrics.load("accuracy")
+    return accuracy.compute(predictions=prediction.predictions.argmax(-1), references=prediction.label_ids)
+
+
+def rounds(
+    heuristic: str, args: ActiveLearningArguments, dataset: ActiveLearningDataset, trainer: BaalTransformersTrainer
+) -> Iterator[dict[str, Any]]:
+    """A record for each round; rows are labelled between rounds."""
+    seed = trainer.args.seed
+    initial_weights = {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
+    loop = ActiveLearningLoop(
+        dataset,
+        trainer.predict_on_dataset_generator,
+        get_heuristic(heuristic, seed=seed),
+        query_size=args.query_size,
+        max_sample=args.pool_sample,
+        seed=seed,
+        iterations=args.iterations,
+    )
+    for number in range(1, args.rounds + 1):
+        trainer.load_state_dict(initial_weights)
+        trainer.train_dataset = dataset.labelled
+        labelled = dataset.n_labelled
+        set_seed(seed + number)
+        started = time.perf_counter()
+        trainer.train()
+        trained = time.perf_counter()
+        accuracy = trainer.evaluate()["eval_accuracy"]
+        evaluated = time.perf_counter()
+        if number < args.rounds:
+            loop.step()
+        scored = time.perf_counter()
+        yield {
+            "heuristic": heuristic,
+            "seed": seed,
+            "round": number,
+            "labelled": labelled,
+            "accuracy": accuracy,
+            "seconds_train": trained - started,
+            "seconds_score": scored - evaluated,
+            "queried": [event.row_id for event in dataset.ledger][labelled:],
+        }
+
+
+def line(record: dict[str, Any]) -> str:
+    """A round in one line."""
+    queried = record["queried"]
+    rows = "rows " + " ".join(map(str, queried[:8])) + (" ..." if len(queried) > 8 else "") if queried else "the end"
+    return (
+        f"{record['heuristic']:>8}  labelled {record['labelled']:4d}  accuracy {record['accuracy']:.3f}  "
+        f"train {record['seconds_train']:5.1f} s  score {record['seconds_score']:5.1f} s  next: {rows}"
+    )
+
+
+def verdict(records: list[dict[str, Any]]) -> str:
+    """Which heuristic was ahead, by mean accuracy over the rounds after the first, which all share."""
+    means: dict[str, float] = {}
+    for name in dict.fromkeys(record["heuristic"] for record in records):
+        means[name] = float(np.mean([r["accuracy"] for r in records if r["heuristic"] == name and r["round"] > 1]))
+    first, *others = sorted(means, key=lambda name: -means[name])
+    told = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
+    ahead = f"{first} was ahead" if not others or means[first] > means[others[0]] else "none was ahead"
+    return f"Mean accuracy after the first round: {told}. On this one seed {ahead}; one seed proves nothing."
+
+
+def parsed(argv: list[str] | None) -> tuple[DataArguments, ActiveLearningArguments, TrainingArguments]:
+    """The arguments of the command line, checked before anything is loaded."""
+    parser = HfArgumentParser((DataArguments, ActiveLearningArguments, TrainingArguments), description=__doc__)
+    parser.set_defaults(**DEFAULTS)
+    data_args, al_args, training_args = parser.parse_args_into_dataclasses(argv)
+    for name in [al_args.heuristic, *al_args.compare]:
+        try:
+            get_heuristic(name)
+        except ValueError as error:
+            parser.error(str(error))
+    for name in ("query_size", "iterations", "initial", "rounds"):
+        if getattr(al_args, name) < 1:
+            parser.error(f"--{name} needs to be at least 1, got {getattr(al_args, name)}.")
+    return data_args, al_args, training_args
+
+
+def rows_for_model(
+    args: DataArguments, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Tokenized rows to label and to test on, their classes in the column "labels"."""
+
+    def tokenized(batch: dict[str, Any]) -> Any:
+        return tokenizer(batch[args.text_column], truncation=True, max_length=args.max_length)
+
+    splits = train_and_test(args.dataset, args.test_dataset, args.text_column, args.label_column, seed)
+    train, test = (
+        split.select_columns([args.text_column, args.label_column])
+        .map(tokenized, batched=True, keep_in_memory=True)
+        .rename_columns({args.label_column: "labels"} if args.label_column != "labels" else {})
+        for split in splits
+    )
+    return train, test
+
+
+def quiet() -> None:
+    """Leave the screen to one line a round."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
+    """Run each heuristic from the same weights and the same first labels; returns and writes the records."""
+    args, al_args, training_args = parsed(argv)
+    quiet()
+    report = print if training_args.process_index == 0 else (lambda *_, **__: None)
+    checkpoint = packaged_minilm() if args.model_name_or_path == "all-MiniLM-L6-v2" else args.model_name_or_path
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    with training_args.main_process_first(desc="loading the data"):
+        train, test = rows_for_model(args, tokenizer, training_args.seed)
+    classes = train.features["labels"].names
+    overrides = {} if args.num_hidden_layers is None else {"num_hidden_layers": args.num_hidden_layers}
+    config = AutoConfig.from_pretrained(
+        checkpoint, id2label=dict(enumerate(classes)), label2id={c: i for i, c in enumerate(classes)}, **overrides
+    )
+    report(f"{args.dataset}: {len(train)} rows to label, {len(test)} to test on, classes {', '.join(classes)}")
+    size = f"{config.num_hidden_layers} layers, {args.max_length} tokens"
+    report(f"{args.model_name_or_path}: {size}; {al_args.iterations} draws, seed {training_args.seed}")
+
+    records: list[dict[str, Any]] = []
+    for heuristic in dict.fromkeys([al_args.heuristic, *al_args.compare]):
+        set_seed(training_args.seed)
+        dataset = ActiveLearningDataset(train, random_state=training_args.seed)
+        dataset.label_randomly(al_args.initial)
+        trainer = BaalTransformersTrainer(
+            AutoModelForSequenceClassification.from_pretrained(checkpoint, config=config),
+            training_args,
+            train_dataset=dataset.labelled,
+            eval_dataset=test,
+            processing_class=tokenizer,
+            compute_metrics=accuracy_of,
+        )
+        for callback in (PrinterCallback, ProgressCallback):  # a round is one line
+            trainer.remove_callback(callback)
+        for record in rounds(heuristic, al_args, dataset, trainer):
+            records.append(record)
+            report(line(record), flush=True)
+        if heuristic == al_args.heuristic:
+            trainer.save_model(str(Path(training_args.output_dir) / "model"))
+    if training_args.process_index == 0:
+        write(records, Path(training_args.output_dir), title=f"{args.dataset}, {args.model_name_or_path}")
+    report(verdict(records))
+    report(f"Written to {training_args.output_dir}: records.jsonl, learning_curve.png, model")
+    return records
+
+
+def write(records: list[dict[str, Any]], folder: Path, title: str) -> None:
+    """The records as JSON lines and their picture."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "records.jsonl", "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(record) + "\n" for record in records)
+    learning_curve(records, folder / "learning_curve.png", title)
+
+
+if __name__ == "__main__":
+    main()
