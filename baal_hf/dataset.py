@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import datasets
 import numpy as np
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 from baal_hf.ledger import LabelEvent, LabelLedger
-from baal_hf.rows import ArrowRows, Rows, TorchRows
+from baal_hf.rows import ArrowRows, Rows, TorchRows, rows_at
 
 
 class ActiveLearningDataset(Dataset[Any]):
@@ -26,24 +27,26 @@ class ActiveLearningDataset(Dataset[Any]):
 
     Args:
         dataset: `datasets.Dataset`, or any dataset with `__len__` and `__getitem__`.
-        labelled: Rows labelled from the start with the dataset's own labels: a mask [M], as Baal has it.
+        labelled: Rows labelled from the start with the dataset's own labels: a mask [M], as Baal has it; anything but 0
+            is labelled.
         make_unlabelled: Hides the label of a row of a torch dataset. By default the label column of a dictionary, or
             the last element of a tuple, is dropped.
         random_state: Seed of `label_randomly`; None means 0, so that every process draws the same rows.
         pool_specifics: Attributes that the pool's torch dataset has instead of the original's, for example another
-            `transform`; for a `datasets.Dataset`, `{"transform": f}` shows the pool through `f`.
+            `transform`; for a `datasets.Dataset`, `{"transform": f}` shows the pool through `f`, which is needed where
+            the dataset's own transform looks at the label.
         last_active_steps: Show as labelled only rows of that many last steps; -1 means all.
         label_column: Column of the labels; None means "label" or "labels", whichever exists.
-        label_feature: `datasets` feature of the labels, such as `ClassLabel(names=[...])`, when no column has them.
+        label_feature: `datasets` feature of the labels, such as `ClassLabel(names=[...])`, when no column has them, or
+            when they are to be read as another feature than their column's.
 
     Attributes:
         ledger: The label events.
-        labelled_map: int64 [M], step at which each row was labelled, 0 where it is not.
         current_al_step: The last step; each call that labels is one step.
 
     Raises:
-        ValueError: The dataset is empty, or `labelled` is not a mask of its length.
-        TypeError: The dataset cannot be indexed.
+        ValueError: The dataset is empty, `labelled` is not a mask of its length, or another argument does not fit it.
+        TypeError: The dataset cannot be indexed, or is a dictionary of splits.
     """
 
     def __init__(
@@ -59,14 +62,9 @@ class ActiveLearningDataset(Dataset[Any]):
         label_feature: Any = None,
     ) -> None:
         self._rows = _rows(dataset, label_column, label_feature, make_unlabelled, pool_specifics or {})
-        if last_active_steps == 0 or last_active_steps < -1:
-            raise ValueError(f"last_active_steps needs a number of steps or -1 for all, got {last_active_steps}.")
-        self.last_active_steps = last_active_steps
         self._rng = np.random.default_rng(0 if random_state is None else random_state)
-        self._labels: dict[int, Any] = {}
-        self._labelled: Any = None
-        self._pool: Any = None
         self._replay(LabelLedger())
+        self.last_active_steps = last_active_steps
         if labelled is not None:
             mask = np.asarray(labelled)
             if mask.shape != (len(self._rows),):
@@ -78,30 +76,44 @@ class ActiveLearningDataset(Dataset[Any]):
 
     # What is labelled
 
-    @property
+    @cached_property
     def labelled(self) -> Any:
         """The labelled rows with their current labels: what a Trainer trains on. In order of row id."""
-        if self._labelled is None:
-            self._labelled = self._rows.labelled(self.labelled_ids, self._labels)
-        return self._labelled
+        return self._rows.labelled(self.labelled_ids, self._labels)
 
-    @property
+    @cached_property
     def pool(self) -> Any:
         """The rows without a label, none of which shows one. In order of row id."""
-        if self._pool is None:
-            self._pool = self._rows.pool(self.pool_ids)
-        return self._pool
+        return self._rows.pool(self.pool_ids)
 
-    @property
+    @cached_property
     def labelled_ids(self) -> np.ndarray:
-        """Row ids of `.labelled`, int64."""
-        first = self.current_al_step - self.last_active_steps + 1 if self.last_active_steps > 0 else 1
-        return np.flatnonzero(self.labelled_map >= max(first, 1))
+        """Row ids of `.labelled`, int64, read-only."""
+        all_steps = self.last_active_steps == -1
+        first = 1 if all_steps else max(1, self.current_al_step - self.last_active_steps + 1)
+        return _read_only(np.flatnonzero(self._steps >= first))
+
+    @cached_property
+    def pool_ids(self) -> np.ndarray:
+        """Row ids of `.pool`, int64, read-only: `pool_ids[position]` is the row at that pool position."""
+        return _read_only(np.flatnonzero(self._steps == 0))
 
     @property
-    def pool_ids(self) -> np.ndarray:
-        """Row ids of `.pool`, int64: `pool_ids[position]` is the row at that pool position."""
-        return np.flatnonzero(self.labelled_map == 0)
+    def labelled_map(self) -> np.ndarray:
+        """Step at which each row was labelled, 0 where it is not: int64 [M], read-only; copy it to keep it."""
+        return _read_only(self._steps.view())
+
+    @property
+    def last_active_steps(self) -> int:
+        """`.labelled` shows rows of that many last steps; -1 means all."""
+        return self._last_active_steps
+
+    @last_active_steps.setter
+    def last_active_steps(self, steps: int) -> None:
+        if steps == 0 or steps < -1:
+            raise ValueError(f"last_active_steps needs a number of steps, or -1 for all, got {steps}.")
+        self._last_active_steps = steps
+        self._forget_views()
 
     @property
     def n_labelled(self) -> int:
@@ -114,18 +126,29 @@ class ActiveLearningDataset(Dataset[Any]):
         return len(self._rows) - len(self._labels)
 
     def is_labelled(self, idx: int) -> bool:
-        """Whether the row with this id has a label."""
-        return bool(self.labelled_map[idx])
+        """Whether the row with this id has a label.
+
+        Raises:
+            ValueError: No row has this id.
+        """
+        return bool(self._steps[self._row_id(idx)])
 
     def get_raw(self, idx: int) -> Any:
-        """The row with this id as it is in the original dataset."""
-        return self._rows.raw(idx)
+        """The row with this id as it is in the original dataset.
+
+        Raises:
+            ValueError: No row has this id.
+        """
+        return self._rows.raw(self._row_id(idx))
 
     def __len__(self) -> int:
-        return len(self.labelled)
+        return self.n_labelled if self.last_active_steps == -1 else len(self.labelled_ids)
 
     def __getitem__(self, index: int) -> Any:
         return self.labelled[index]
+
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        return rows_at(self.labelled, indices)
 
     # Labelling
 
@@ -140,18 +163,15 @@ class ActiveLearningDataset(Dataset[Any]):
             ValueError: A position outside the pool or given twice, another number of labels than positions, an unknown
                 class. Nothing is labelled then.
         """
-        single = not isinstance(index, Iterable)
-        positions = list(index) if isinstance(index, Iterable) else [index]
-        pool_ids = self.pool_ids
+        single = not isinstance(index, Iterable) or getattr(index, "ndim", None) == 0  # an array without axes
+        several: Iterable[Any] = [index] if single else index  # type: ignore[assignment, list-item]
+        positions = [operator.index(position) for position in several]
         for position in positions:
-            if not 0 <= operator.index(position) < len(pool_ids):
-                raise ValueError(
-                    f"label() needs positions in the pool, 0 to {len(pool_ids) - 1} ({len(pool_ids)} rows are left), "
-                    f"got {position}."
-                )
-        self.annotate(
-            pool_ids[np.asarray(positions, dtype=np.int64)], [value] if single and value is not None else value
-        )
+            if not 0 <= position < self.n_unlabelled:
+                rows = f"0 to {self.n_unlabelled - 1}" if self.n_unlabelled else "of which none are left"
+                raise ValueError(f"label() needs positions in the pool, {rows}, got {position}.")
+        row_ids = self.pool_ids[np.asarray(positions, dtype=np.int64)]
+        self.annotate(row_ids, [value] if single and value is not None else value)
 
     def annotate(self, row_ids: Iterable[int], labels: Sequence[Any] | None = None) -> None:
         """Label rows by their ids, all or none of them, as one step.
@@ -164,12 +184,15 @@ class ActiveLearningDataset(Dataset[Any]):
             ValueError: A row that is out of range, labelled already or given twice, another number of labels than rows,
                 an unknown class, no label of its own to take.
         """
-        ids = [operator.index(row_id) for row_id in row_ids]
+        ids = [self._row_id(row_id) for row_id in row_ids]
         self._check_new(ids)
-        if labels is not None and (isinstance(labels, str) or not hasattr(labels, "__len__")):
-            raise TypeError(f"Labelling {len(ids)} rows needs a sequence of labels, got {labels!r}.")
-        if labels is not None and len(labels) != len(ids):
-            raise ValueError(f"Labelling {len(ids)} rows needs as many labels, got {len(labels)}.")
+        if labels is not None:
+            if isinstance(labels, str | bytes | Mapping) or not hasattr(labels, "__getitem__"):
+                raise TypeError(f"Labelling rows needs a sequence with a label for each, got {labels!r}.")
+            if len(labels) != len(ids):
+                raise ValueError(f"Labelling rows needs a label for each: {len(ids)} rows, {len(labels)} labels.")
+            if any(label is None for label in labels):
+                raise ValueError("Labelling rows needs a label for each, got None for some.")
         if not ids:
             return
         encoded = self._rows.encoded(ids, labels)
@@ -182,14 +205,14 @@ class ActiveLearningDataset(Dataset[Any]):
         """Label `n` random rows of the pool with the dataset's own labels.
 
         Raises:
-            ValueError: The pool has fewer than `n` rows.
+            ValueError: The pool has fewer than `n` rows, or some have no label of their own.
         """
         if not 0 <= n <= self.n_unlabelled:
-            raise ValueError(f"label_randomly({n}) needs that many rows in the pool, which has {self.n_unlabelled}.")
+            raise ValueError(f"label_randomly() needs 0 to {self.n_unlabelled} rows, what the pool has, got {n}.")
         self.label(self._rng.choice(self.n_unlabelled, size=n, replace=False))
 
     def reset_labelled(self) -> None:
-        """Take all labels away; the ledger keeps what was."""
+        """Take all labels away and count steps from 1 again; the ledger keeps what was."""
         events = [LabelEvent(row_id, "unlabel", None, self.current_al_step) for row_id in sorted(self._labels)]
         self.ledger.append(events)
         self._apply(events)
@@ -208,42 +231,54 @@ class ActiveLearningDataset(Dataset[Any]):
         """Become what `state_dict` described.
 
         Raises:
-            ValueError: The state is that of a dataset with another number of rows.
+            ValueError: The state is that of a dataset with another number of rows, or no state; nothing changes then.
         """
-        if state["rows"] != len(self._rows):
-            raise ValueError(
-                f"This state belongs to a dataset of {state['rows']} rows, this one has {len(self._rows)}."
-            )
-        self._rng.bit_generator.state = state["random_state"]
-        self._replay(LabelLedger.from_state_dict(state["events"]))
+        try:
+            rows, ledger = state["rows"], LabelLedger.from_state_dict(state["events"])
+            rng = np.random.default_rng()
+            rng.bit_generator.state = state["random_state"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"This is no state of an ActiveLearningDataset: {error!r}.") from error
+        if rows != len(self._rows):
+            raise ValueError(f"This state belongs to a dataset of {rows} rows, this one has {len(self._rows)}.")
+        self._rng = rng
+        self._replay(ledger)
 
     def _replay(self, ledger: LabelLedger) -> None:
         self.ledger = ledger
-        self.labelled_map = np.zeros(len(self._rows), dtype=np.int64)
         self.current_al_step = 0
-        self._labels.clear()
+        self._steps = np.zeros(len(self._rows), dtype=np.int64)
+        self._labels: dict[int, Any] = {}
         self._apply(ledger)
 
     def _apply(self, events: Iterable[LabelEvent]) -> None:
         for event in events:
             if event.action == "label":
-                self.labelled_map[event.row_id] = event.step
+                self._steps[event.row_id] = event.step
                 self._labels[event.row_id] = event.label
             else:
-                self.labelled_map[event.row_id] = 0
+                self._steps[event.row_id] = 0
                 self._labels.pop(event.row_id, None)
             self.current_al_step = event.step if self._labels else 0
-        self._labelled, self._pool = None, None
+        self._forget_views()
+
+    def _forget_views(self) -> None:
+        for view in ("labelled", "pool", "labelled_ids", "pool_ids"):
+            self.__dict__.pop(view, None)
+
+    def _row_id(self, idx: int) -> int:
+        row_id = operator.index(idx)
+        if not 0 <= row_id < len(self._steps):
+            raise ValueError(f"The dataset has rows 0 to {len(self._steps) - 1}, got {row_id}.")
+        return row_id
 
     def _check_new(self, row_ids: list[int]) -> None:
         seen: set[int] = set()
         for row_id in row_ids:
-            if not 0 <= row_id < len(self._rows):
-                raise ValueError(f"The dataset has rows 0 to {len(self._rows) - 1}, got {row_id}.")
             if row_id in seen:
                 raise ValueError(f"Row {row_id} was given twice.")
             if row_id in self._labels:
-                step = self.labelled_map[row_id]
+                step = self._steps[row_id]
                 raise ValueError(f"Row {row_id} is labelled already, since step {step}: {self._labels[row_id]!r}.")
             seen.add(row_id)
 
@@ -255,19 +290,35 @@ def _rows(
     make_unlabelled: Callable[[Any], Any] | None,
     specifics: Mapping[str, Any],
 ) -> Rows:
-    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+    if isinstance(dataset, Mapping):
+        raise TypeError(f"ActiveLearningDataset needs one dataset, got several: pass one of {list(dataset)}.")
+    indexable = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    if not indexable or isinstance(dataset, IterableDataset):
         raise TypeError(f"ActiveLearningDataset needs rows it can index, got {type(dataset).__name__}.")
     if len(dataset) == 0:
         raise ValueError("ActiveLearningDataset needs at least one row, got an empty dataset.")
     if not isinstance(dataset, datasets.Dataset):
-        return TorchRows(dataset, label_column or "label", make_unlabelled, specifics)
+        if label_feature is not None:
+            raise ValueError("label_feature is for a datasets.Dataset: a torch dataset shows labels as they are given.")
+        return TorchRows(dataset, label_column, make_unlabelled, specifics)
     if make_unlabelled is not None:
         raise ValueError("make_unlabelled is for torch datasets: the label column of a datasets.Dataset is left out.")
     if label_column is None:
-        label_column = "labels" if "labels" in dataset.column_names else "label"
+        columns = [name for name in ("label", "labels") if name in dataset.column_names]
+        if len(columns) == 2:
+            raise ValueError(
+                "The dataset has the columns 'label' and 'labels', and one of them would show in the pool. "
+                "Remove one, or say label_column=..."
+            )
+        label_column = columns[0] if columns else "label"
     elif label_column not in dataset.column_names and label_feature is None:
         raise ValueError(
             f"The dataset has no column {label_column!r}, only {dataset.column_names}. To label rows that have no "
             "label yet, pass label_feature, for example datasets.ClassLabel(names=[...])."
         )
     return ArrowRows(dataset, label_column, label_feature, specifics)
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    array.flags.writeable = False
+    return array

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -48,10 +49,10 @@ class LabelLedger:
         return len(self._events)
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """The events as plain dictionaries, which JSON can hold where it can hold the labels."""
+        """The events as plain dictionaries, which JSON can hold where it can hold the labels; a copy."""
         return [asdict(event) for event in self._events]
 
     @classmethod
     def from_state_dict(cls, state: Iterable[dict[str, Any]]) -> LabelLedger:
-        """The ledger that `state_dict` described."""
-        return cls(LabelEvent(**event) for event in state)
+        """The ledger that `state_dict` described; it shares nothing with `state`."""
+        return cls(LabelEvent(**{**event, "label": copy.deepcopy(event["label"])}) for event in state)

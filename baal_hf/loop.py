@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,7 @@ class ActiveLearningLoop:
                 "query_size is %d but only %d rows are left: all are labelled.", self.query_size, len(row_ids)
             )
         if self.uncertainty_folder is not None:
-            self._write(row_ids, scores)
+            _write(self.uncertainty_folder / f"step={self.dataset.current_al_step + 1:04d}.npz", row_ids, scores)
         return row_ids[ranks[: self.query_size]]
 
     def _sample(self) -> Any:
@@ -107,8 +108,10 @@ class ActiveLearningLoop:
         positions = np.sort(self._rng.choice(len(pool), size=self.max_sample, replace=False))
         return pool.select(positions) if hasattr(pool, "select") else Subset(pool, positions.tolist())
 
-    def _write(self, row_ids: np.ndarray, scores: np.ndarray) -> None:
-        assert self.uncertainty_folder is not None
-        self.uncertainty_folder.mkdir(parents=True, exist_ok=True)
-        step = self.dataset.current_al_step + 1
-        np.savez(self.uncertainty_folder / f"step={step:04d}.npz", row_ids=row_ids, scores=scores)
+
+def _write(path: Path, row_ids: np.ndarray, scores: np.ndarray) -> None:
+    """Put the file there whole: other processes write the same one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.stem}.{os.getpid()}.part.npz")
+    np.savez(part, row_ids=row_ids, scores=scores)
+    part.replace(path)

@@ -86,7 +86,7 @@ class BaalTransformersTrainer(Trainer):
         """
         if logits.ndim == 3:
             logits = logits.movedim(-1, 1)  # [B, C, S]
-        return probabilities(logits, _problem_type(self.model))
+        return probabilities(logits, _problem_type(extract_model_from_parallel(self.model)))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
         """Load weights into the model and forget optimizer and schedule, so that `train()` starts anew."""

@@ -1,6 +1,7 @@
 """Active learning for text classification: train, evaluate, choose the next rows to label, over rounds.
 
     python scripts/run_active_learning.py --output_dir outputs/demo --compare random
+    python scripts/run_active_learning.py --dataset reviews.csv --text_column review --label_column stars
     accelerate launch --num_processes 2 scripts/run_active_learning.py --output_dir outputs/demo
 
 The labels are those of the dataset, shown to the model when a row is queried. All of Trainer's arguments work. By
@@ -9,6 +10,7 @@ default model and data come from the packages of the extra `demo`, and no networ
 
 import json
 import time
+from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +27,7 @@ from transformers import (
     AutoTokenizer,
     EvalPrediction,
     HfArgumentParser,
+    PreTrainedConfig,
     PreTrainedTokenizerBase,
     PrinterCallback,
     ProgressCallback,
@@ -32,7 +35,14 @@ from transformers import (
     set_seed,
 )
 
-from baal_hf import ActiveLearningDataset, ActiveLearningLoop, BaalTransformersTrainer, get_heuristic, metrics
+from baal_hf import (
+    ActiveLearningDataset,
+    ActiveLearningLoop,
+    BaalTransformersTrainer,
+    available_heuristics,
+    get_heuristic,
+    metrics,
+)
 from baal_hf.plots import learning_curve
 
 DEFAULTS = {
@@ -70,7 +80,9 @@ class DataArguments:
 class ActiveLearningArguments:
     """How rows are chosen."""
 
-    heuristic: str = field(default="bald", metadata={"help": "How rows are ranked."})
+    heuristic: str = field(
+        default="bald", metadata={"help": f"How rows are ranked: {', '.join(available_heuristics())}."}
+    )
     query_size: int = field(default=15, metadata={"help": "Rows to label in each round."})
     iterations: int = field(default=10, metadata={"help": "Posterior draws."})
     initial: int = field(default=10, metadata={"help": "Rows labelled at random before the first round."})
@@ -88,7 +100,7 @@ def accuracy_of(prediction: EvalPrediction) -> dict[str, float]:
 def rounds(
     heuristic: str, args: ActiveLearningArguments, dataset: ActiveLearningDataset, trainer: BaalTransformersTrainer
 ) -> Iterator[dict[str, Any]]:
-    """A record for each round; rows are labelled between rounds."""
+    """A record for each round; rows are labelled between rounds. The last round has no rows left, or is `args.rounds`."""
     seed = trainer.args.seed
     initial_weights = {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
     loop = ActiveLearningLoop(
@@ -110,8 +122,7 @@ def rounds(
         trained = time.perf_counter()
         accuracy = trainer.evaluate()["eval_accuracy"]
         evaluated = time.perf_counter()
-        if number < args.rounds:
-            loop.step()
+        more = number < args.rounds and loop.step()
         scored = time.perf_counter()
         yield {
             "heuristic": heuristic,
@@ -123,6 +134,8 @@ def rounds(
             "seconds_score": scored - evaluated,
             "queried": [event.row_id for event in dataset.ledger][labelled:],
         }
+        if not more:
+            return
 
 
 def line(record: dict[str, Any]) -> str:
@@ -136,29 +149,45 @@ def line(record: dict[str, Any]) -> str:
 
 
 def verdict(records: list[dict[str, Any]]) -> str:
-    """Which heuristic was ahead, by mean accuracy over the rounds after the first, which all share."""
-    means: dict[str, float] = {}
-    for name in dict.fromkeys(record["heuristic"] for record in records):
-        means[name] = float(np.mean([r["accuracy"] for r in records if r["heuristic"] == name and r["round"] > 1]))
-    first, *others = sorted(means, key=lambda name: -means[name])
+    """How far each heuristic came and which was ahead, by mean accuracy over the rounds that do not share all labels."""
+    curves = {name: [r for r in records if r["heuristic"] == name] for name in {r["heuristic"]: None for r in records}}
+    if len(curves) == 1:
+        first, last = records[0], records[-1]
+        return (
+            f"Accuracy {first['accuracy']:.3f} with {first['labelled']} labels, "
+            f"{last['accuracy']:.3f} with {last['labelled']}."
+        )
+    means = {name: float(np.mean([r["accuracy"] for r in curve[1:] or curve])) for name, curve in curves.items()}
     told = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
-    ahead = f"{first} was ahead" if not others or means[first] > means[others[0]] else "none was ahead"
+    first, second, *_ = sorted(means, key=lambda name: -means[name])
+    ahead = f"{first} was ahead" if means[first] > means[second] else "none was ahead"
     return f"Mean accuracy after the first round: {told}. On this one seed {ahead}; one seed proves nothing."
+
+
+class _Help(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """Shows defaults and leaves the commands in the description as they are."""
 
 
 def parsed(argv: list[str] | None) -> tuple[DataArguments, ActiveLearningArguments, TrainingArguments]:
     """The arguments of the command line, checked before anything is loaded."""
-    parser = HfArgumentParser((DataArguments, ActiveLearningArguments, TrainingArguments), description=__doc__)
+    parser = HfArgumentParser(
+        (DataArguments, ActiveLearningArguments, TrainingArguments),
+        usage="%(prog)s [options]",
+        description=__doc__,
+        formatter_class=_Help,
+    )
     parser.set_defaults(**DEFAULTS)
     data_args, al_args, training_args = parser.parse_args_into_dataclasses(argv)
-    for name in [al_args.heuristic, *al_args.compare]:
-        try:
-            get_heuristic(name)
-        except ValueError as error:
-            parser.error(str(error))
     for name in ("query_size", "iterations", "initial", "rounds"):
         if getattr(al_args, name) < 1:
             parser.error(f"--{name} needs to be at least 1, got {getattr(al_args, name)}.")
+    if al_args.pool_sample < 1 and al_args.pool_sample != -1:
+        parser.error(f"--pool_sample needs to be at least 1, or -1 for the whole pool, got {al_args.pool_sample}.")
+    for name in [al_args.heuristic, *al_args.compare]:
+        try:  # a name that is not known, or too few draws for it, on a row of as many draws
+            get_heuristic(name).get_ranks(np.full((1, 2, al_args.iterations), 0.5))
+        except ValueError as error:
+            parser.error(str(error))
     return data_args, al_args, training_args
 
 
@@ -180,6 +209,22 @@ def rows_for_model(
     return train, test
 
 
+def checkpoint_of(args: DataArguments) -> tuple[str, PreTrainedTokenizerBase]:
+    """Folder or hub id of the model, and its tokenizer."""
+    checkpoint = packaged_minilm() if args.model_name_or_path == "all-MiniLM-L6-v2" else args.model_name_or_path
+    try:
+        return checkpoint, AutoTokenizer.from_pretrained(checkpoint)
+    except OSError as error:
+        raise SystemExit(f"The model {checkpoint} cannot be loaded: {error}") from error
+
+
+def config_of(checkpoint: str, classes: list[str], num_hidden_layers: int | None) -> PreTrainedConfig:
+    """The model's configuration with the dataset's classes."""
+    layers = {} if num_hidden_layers is None else {"num_hidden_layers": num_hidden_layers}
+    names = dict(enumerate(classes))
+    return AutoConfig.from_pretrained(checkpoint, id2label=names, label2id={c: i for i, c in names.items()}, **layers)
+
+
 def quiet() -> None:
     """Leave the screen to one line a round."""
     transformers.logging.set_verbosity_error()
@@ -192,19 +237,18 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     args, al_args, training_args = parsed(argv)
     quiet()
     report = print if training_args.process_index == 0 else (lambda *_, **__: None)
-    checkpoint = packaged_minilm() if args.model_name_or_path == "all-MiniLM-L6-v2" else args.model_name_or_path
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    checkpoint, tokenizer = checkpoint_of(args)
     with training_args.main_process_first(desc="loading the data"):
         train, test = rows_for_model(args, tokenizer, training_args.seed)
+    if al_args.initial > len(train):
+        raise SystemExit(f"--initial {al_args.initial} needs that many rows to label, {args.dataset} has {len(train)}.")
     classes = train.features["labels"].names
-    overrides = {} if args.num_hidden_layers is None else {"num_hidden_layers": args.num_hidden_layers}
-    config = AutoConfig.from_pretrained(
-        checkpoint, id2label=dict(enumerate(classes)), label2id={c: i for i, c in enumerate(classes)}, **overrides
-    )
+    config = config_of(checkpoint, classes, args.num_hidden_layers)
     report(f"{args.dataset}: {len(train)} rows to label, {len(test)} to test on, classes {', '.join(classes)}")
     size = f"{config.num_hidden_layers} layers, {args.max_length} tokens"
-    report(f"{args.model_name_or_path}: {size}; {al_args.iterations} draws, seed {training_args.seed}")
+    report(f"{args.model_name_or_path}: {size}; {al_args.iterations} draws, seed {training_args.seed}", flush=True)
 
+    folder = Path(training_args.output_dir)
     records: list[dict[str, Any]] = []
     for heuristic in dict.fromkeys([al_args.heuristic, *al_args.compare]):
         set_seed(training_args.seed)
@@ -224,11 +268,11 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             records.append(record)
             report(line(record), flush=True)
         if heuristic == al_args.heuristic:
-            trainer.save_model(str(Path(training_args.output_dir) / "model"))
+            trainer.save_model(str(folder / "model"))
     if training_args.process_index == 0:
-        write(records, Path(training_args.output_dir), title=f"{args.dataset}, {args.model_name_or_path}")
+        write(records, folder, title=f"{args.dataset}, {args.model_name_or_path}")
     report(verdict(records))
-    report(f"Written to {training_args.output_dir}: records.jsonl, learning_curve.png, model")
+    report(f"Written to {folder}: records.jsonl, learning_curve.png, and model, the last one of {al_args.heuristic}")
     return records
 
 

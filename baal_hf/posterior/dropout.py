@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from types import FunctionType
 from typing import Any, Literal
 
 import torch
@@ -25,7 +26,13 @@ from baal_hf.posterior.switches import drawing_flags
 _ALPHA = -1.7580993408473766
 # Attention weights computed at a time: 1 MB on a processor, 1 GB on an accelerator, in float32.
 _TILE_CPU, _TILE = 2**18, 2**28
-_MULTI_HEAD = inspect.signature(F.multi_head_attention_forward)
+# torch's own function without its first question, whether a mode overrides it: that would bring it back to us for ever.
+_multi_head_attention = FunctionType(
+    F.multi_head_attention_forward.__code__,
+    {**vars(F), "has_torch_function": lambda _: False},
+    argdefs=F.multi_head_attention_forward.__defaults__,
+)
+_MULTI_HEAD = inspect.signature(_multi_head_attention)
 
 _open_draws: dict[int, int] = {}  # id of the model -> id of the thread that has a draw of it open
 _open_draws_lock = threading.Lock()
@@ -205,7 +212,7 @@ class _DrawnNetwork(TorchFunctionMode):
         self._heads = call.arguments["num_heads"]
         try:
             with self:
-                return F.multi_head_attention_forward(*call.args, **call.kwargs)
+                return _multi_head_attention(*call.args, **call.kwargs)
         finally:
             self._heads = None
 

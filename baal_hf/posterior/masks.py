@@ -7,6 +7,7 @@ from hashlib import blake2b
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 # Lengths are rounded up to this many positions before a mask is drawn, so that a pool of many lengths shares few masks.
@@ -25,8 +26,7 @@ def feature_mask(key: str, size: int, p: float, device: torch.device) -> Tensor:
     Returns:
         float32 on `device`, [size].
     """
-    keep = generator(key).random(size) >= p
-    return torch.from_numpy(keep / (1 - p)).to(device, torch.float32)
+    return _tensor((generator(key).random(size) >= p) / (1 - p), device)
 
 
 def attention_mask(key: str, heads: int, queries: int, keys: int, p: float, device: torch.device) -> Tensor:
@@ -49,4 +49,10 @@ def _distance_mask(key: str, heads: int, length: int, p: float, device: torch.de
     # Drawn in the order of distances 0, 1, −1, 2, −2, ...: the numbers of a shorter mask begin those of a longer one.
     keep = generator(key).random((2 * length - 1, heads)) >= p
     outward = np.concatenate([np.arange(2 * length - 2, 0, -2), np.arange(0, 1), np.arange(1, 2 * length - 2, 2)])
-    return torch.from_numpy(keep[outward].T / (1 - p)).to(device, torch.float32)  # [heads, 2·length − 1]
+    return _tensor(keep[outward].T / (1 - p), device)  # [heads, 2·length − 1]
+
+
+def _tensor(mask: NDArray[np.float64], device: torch.device) -> Tensor:
+    # Cached for passes of every kind: a tensor made in inference mode could not take part in a backward pass.
+    with torch.inference_mode(False):
+        return torch.from_numpy(mask).to(device, torch.float32)

@@ -1,0 +1,88 @@
+"""N processes give the answer of one. An ordinary script: `accelerate launch tests/distributed/check_trainer.py`."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    TrainingArguments,
+    set_seed,
+)
+
+from baal_hf import BALD, ActiveLearningDataset, ActiveLearningLoop, BaalTransformersTrainer
+from baal_hf.sampling import concatenated
+
+
+def rows(size: int) -> Dataset:
+    """Rows of 1 to 9 tokens."""
+    generator = np.random.default_rng(0)
+    ids = [generator.integers(5, 99, length).tolist() for length in generator.integers(1, 10, size)]
+    return Dataset.from_dict({"input_ids": ids, "label": [i % 3 for i in range(size)]})
+
+
+def collate(features: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+    """Pad on the right."""
+    length = max(len(row["input_ids"]) for row in features)
+    ids = torch.tensor([row["input_ids"] + [0] * (length - len(row["input_ids"])) for row in features])
+    return {"input_ids": ids, "attention_mask": (ids > 0).long()}
+
+
+def expected(trainer: BaalTransformersTrainer, dataset: Dataset, iterations: int) -> np.ndarray:
+    """The answer, row by row, by the model alone."""
+    answers = []
+    for row in dataset:
+        batch = {name: value.to(trainer.args.device) for name, value in collate([row]).items()}
+        passes = []
+        for t in range(iterations):
+            with torch.inference_mode(), trainer.posterior.draw(trainer.model, t):
+                passes.append(trainer.probabilities(trainer.model(**batch).logits))
+        answers.append(torch.stack(passes, -1).cpu())
+    return concatenated(iter(answers), len(dataset))
+
+
+def main() -> None:
+    """Assert it, on every process, for pools smaller and larger than the number of processes."""
+    config = BertConfig(
+        vocab_size=99, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, num_labels=3
+    )
+    for kind in (BertForSequenceClassification, BertForTokenClassification):
+        set_seed(0)
+        arguments = TrainingArguments(
+            tempfile.mkdtemp(),
+            per_device_eval_batch_size=2,
+            report_to="none",
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+            use_cpu="--gpu" not in sys.argv,
+        )
+        trainer = BaalTransformersTrainer(kind(config), arguments, data_collator=collate)
+        assert trainer.accelerator.num_processes == int(sys.argv[1]), trainer.accelerator.num_processes
+        for size in (1, 2, 3, 7, 11):
+            dataset = rows(size)
+            probs = trainer.predict_on_dataset(dataset, iterations=3)
+            np.testing.assert_allclose(probs, expected(trainer, dataset, 3), rtol=0, atol=1e-5)
+            parts = list(trainer.predict_on_dataset_generator(dataset, iterations=3))
+            assert sum(map(len, parts)) == size
+
+    trainer = BaalTransformersTrainer(BertForSequenceClassification(config), arguments, data_collator=collate)
+    active = ActiveLearningDataset(rows(40))
+    active.label_randomly(4)
+    loop = ActiveLearningLoop(active, trainer.predict_on_dataset_generator, BALD(), 5, max_sample=30, iterations=3)
+    while loop.step():
+        queried = torch.tensor(active.labelled_map, device=trainer.args.device)
+        everyone = trainer.accelerator.gather(queried).view(-1, 40)
+        assert (everyone == everyone[0]).all(), "the processes label different rows"
+    assert active.n_unlabelled == 0
+    if trainer.accelerator.is_main_process:
+        print("the processes agree")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,326 @@
+"""MC dropout's contract: a draw is a fixed function, every dropout fires, and the model is left as it was."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, BertConfig, PreTrainedModel, set_seed
+
+from baal_hf import MCDropout
+from baal_hf.posterior import dropout as dropout_file
+
+
+def batch(lengths: list[int], seed: int = 0) -> dict[str, Tensor]:
+    """Token ids padded on the right; a row depends on its place alone."""
+    ids = torch.zeros(len(lengths), max(lengths), dtype=torch.long)
+    for row, length in enumerate(lengths):
+        ids[row, :length] = torch.randint(1000, 20000, (length,), generator=torch.Generator().manual_seed(seed + row))
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    return {"input_ids": ids, "attention_mask": mask.long()}
+
+
+def drawn(model: nn.Module, posterior: MCDropout, t: int, **inputs: Tensor) -> Tensor:
+    """Logits of one draw."""
+    with torch.inference_mode(), posterior.draw(model, t):
+        return model(**inputs).logits
+
+
+def snapshot(model: nn.Module) -> list[object]:
+    """All that a draw could leave changed."""
+    tensors = [(name, value.clone()) for name, value in model.state_dict().items()]
+    return [
+        [(name, value.tolist()) for name, value in tensors if value.numel() < 2000],
+        [(name, float(value.double().sum())) for name, value in tensors],
+        [(name, part.training, set(vars(part))) for name, part in model.named_modules()],
+        [(len(part._forward_hooks), len(part._forward_pre_hooks)) for part in model.modules()],
+        [part.forward.__qualname__ for part in model.modules()],
+        len(nn.modules.module._global_forward_hooks),
+        len(nn.modules.module._global_forward_pre_hooks),
+    ]
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_rows_do_not_see_each_other(model: PreTrainedModel, attention: str) -> None:
+    """For a fixed draw a row's output is the same alone, in any batch, in any order and under any padding."""
+    model.set_attn_implementation(attention)
+    posterior = MCDropout()
+    inputs = batch([3, 70, 5, 9])
+    together = drawn(model, posterior, 4, **inputs)
+    order = torch.tensor([2, 0, 3, 1])
+    shuffled = drawn(model, posterior, 4, **{name: value[order] for name, value in inputs.items()})
+    torch.testing.assert_close(shuffled, together[order], rtol=0, atol=1e-5)
+    for row, length in enumerate([3, 70, 5, 9]):
+        alone = drawn(model, posterior, 4, **{name: value[row : row + 1, :length] for name, value in inputs.items()})
+        torch.testing.assert_close(alone[0], together[row], rtol=0, atol=1e-5)
+
+
+def test_left_padding_changes_nothing() -> None:
+    """Hidden states of a row are the same when its padding stands on the left, as far as the model allows."""
+    set_seed(0)
+    config = BertConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, hidden_dropout_prob=0.3,
+        attention_probs_dropout_prob=0.3,
+    )  # fmt: skip
+    network = AutoModelForSequenceClassification.from_config(config).bert.eval()
+    right = batch([4, 9])
+    left = {name: torch.stack([value[0].roll(5), value[1]]) for name, value in right.items()}
+    positions = torch.stack([(torch.arange(9) - 5).clamp(min=0), torch.arange(9)])
+    with torch.inference_mode(), MCDropout().draw(network, 0):
+        expected = network(**right).last_hidden_state[0, :4]
+        came = network(**left, position_ids=positions).last_hidden_state[0, 5:]
+    torch.testing.assert_close(came, expected, rtol=0, atol=1e-5)
+
+
+def test_eager_and_sdpa_are_the_same_network(model: PreTrainedModel) -> None:
+    """A draw does not depend on the attention implementation."""
+    inputs = batch([6, 11])
+    model.set_attn_implementation("eager")
+    eager = drawn(model, MCDropout(seed=3), 1, **inputs)
+    model.set_attn_implementation("sdpa")
+    torch.testing.assert_close(drawn(model, MCDropout(seed=3), 1, **inputs), eager, rtol=0, atol=1e-5)
+
+
+def test_draws_repeat_and_differ(model: PreTrainedModel) -> None:
+    """The same seed and t give the same network, for another object as after a restart; others differ."""
+    inputs = batch([6, 6])
+    first = drawn(model, MCDropout(seed=1), 0, **inputs)
+    assert torch.equal(drawn(model, MCDropout(seed=1), 0, **inputs), first)
+    assert not torch.allclose(drawn(model, MCDropout(seed=1), 1, **inputs), first)
+    assert not torch.allclose(drawn(model, MCDropout(seed=2), 0, **inputs), first)
+
+
+@pytest.mark.parametrize("masks", ["shared", "fresh"])
+@pytest.mark.parametrize("rate", ["hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"])
+def test_each_rate_fires_alone(rate: str, masks: str) -> None:
+    """Each dropout rate of the configuration alone makes outputs vary, about as much as training mode does."""
+    rates = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0, rate: 0.4}
+    set_seed(0)
+    config = BertConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, initializer_range=0.3, **rates
+    )
+    network = AutoModelForSequenceClassification.from_config(config).eval()
+    inputs = batch([9, 9])
+    posterior = MCDropout(masks=masks)  # type: ignore[arg-type]
+    spread = torch.stack([drawn(network, posterior, t, **inputs) for t in range(100)]).std(0).mean()
+    with torch.no_grad():
+        network.train()
+        training = torch.stack([network(**inputs).logits for _ in range(100)]).std(0).mean()
+        network.eval()
+        assert torch.equal(network(**inputs).logits, network(**inputs).logits)
+    assert 0.4 < spread / training < 2.5
+
+
+@pytest.mark.parametrize("masks", ["shared", "fresh"])
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Dropout(0.3), (4, 7, 500)),
+        (nn.Dropout(0.3, inplace=True), (4, 7, 500)),
+        (nn.Dropout1d(0.3), (4, 500, 7)),
+        (nn.Dropout2d(0.3), (4, 500, 3, 3)),
+        (nn.Dropout3d(0.3), (4, 500, 2, 2, 2)),
+        (nn.Dropout(0.3), (4, 60, 9, 9)),
+    ],
+)
+def test_keep_rate_and_scale(layer: nn.Module, shape: tuple[int, ...], masks: str) -> None:
+    """Units are kept with probability 1 − p within binomial error and scaled by 1/(1 − p)."""
+    posterior = MCDropout(masks=masks)  # type: ignore[arg-type]
+    kept = []
+    for t in range(40):
+        with posterior.draw(layer, t):
+            output = layer(torch.ones(shape))
+        assert set(output.unique().tolist()) <= {0.0, torch.tensor(1 / 0.7).item()}
+        kept.append((output > 0).float().mean())
+        if masks == "shared":
+            assert torch.equal(output[0], output[3])
+    assert abs(torch.stack(kept).mean() - 0.7) < 0.02
+
+
+@pytest.mark.parametrize("layer", [nn.AlphaDropout(0.3), nn.FeatureAlphaDropout(0.3)])
+def test_alpha_dropout_keeps_mean_and_variance(layer: nn.Module) -> None:
+    """Alpha dropout leaves standard normal units with mean 0 and variance 1 (Klambauer et al., 2017)."""
+    x = torch.randn(64, 4000, 2, generator=torch.Generator().manual_seed(0))
+    with MCDropout(masks="fresh").draw(layer, 0):
+        output = layer(x)
+    assert abs(output.mean()) < 0.02
+    assert abs(output.var() - 1) < 0.05
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_multi_head_attention_fires(weights: bool) -> None:
+    """torch's own attention varies between draws, whether it returns its weights or not, and not between rows."""
+    attention = nn.MultiheadAttention(16, 4, dropout=0.4, batch_first=True).eval()
+    x = torch.randn(1, 5, 16).expand(3, 5, 16)
+    outputs = []
+    for t in range(2):
+        with torch.inference_mode(), MCDropout().draw(attention, t):
+            outputs.append(attention(x, x, x, need_weights=weights)[0])
+    assert not torch.allclose(outputs[0], outputs[1])
+    torch.testing.assert_close(outputs[0][0], outputs[0][2], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("mask", ["none", "bool", "float"])
+def test_attention_without_noise_is_torchs(mask: str, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all weights kept the drawn attention equals torch's own, masks, causality, scale and groups included."""
+    if causal and mask != "none":
+        pytest.skip("torch allows one of the two")
+    keep_all = lambda key, heads, queries, keys, p, device: torch.ones(heads, queries, keys)  # noqa: E731
+    monkeypatch.setattr(dropout_file, "attention_mask", keep_all)
+    monkeypatch.setattr(dropout_file, "_TILE_CPU", 200)
+    query, key, value = torch.randn(5, 4, 6, 8), torch.randn(5, 2, 9, 8), torch.randn(5, 2, 9, 8)
+    allowed = torch.rand(5, 1, 6, 9) > 0.3
+    allowed[..., 0] = True
+    masks = {"none": None, "bool": allowed, "float": torch.randn(5, 1, 6, 9)}
+    arguments = {"attn_mask": masks[mask], "is_causal": causal, "scale": 0.4, "enable_gqa": True}
+    expected = F.scaled_dot_product_attention(query, key, value, **arguments)
+    network = Calling(lambda: F.scaled_dot_product_attention(query, key, value, dropout_p=0.5, **arguments))
+    with MCDropout().draw(network, 0):
+        torch.testing.assert_close(network(), expected)
+
+
+class Calling(nn.Module):
+    """A module whose forward pass is a function."""
+
+    def __init__(self, function: Callable[[], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self) -> Tensor:
+        return self.function()
+
+
+def test_other_noise_stays_off() -> None:
+    """Batch norm statistics, and noise that a training flag switches on, stay as in evaluation."""
+
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.dropout = nn.BatchNorm1d(3), nn.Dropout(0.5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                x = x + torch.randn_like(x)
+            return self.dropout(self.norm(x))
+
+    network = Noisy()
+    before = snapshot(network)
+    x = torch.randn(8, 3)
+    with MCDropout().draw(network, 0):
+        first, second = network(x), network(x)
+    assert torch.equal(first, second)
+    assert snapshot(network) == before
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("fails", [True, False])
+def test_model_is_left_as_it_was(model: PreTrainedModel, training: bool, fails: bool) -> None:
+    """After the block, also after an exception in a forward pass, nothing about the model has changed."""
+    model.train(training)
+    model.bert.encoder.layer[0].train(not training)
+    before = snapshot(model)
+    inputs = batch([4])
+    if fails:
+        inputs["input_ids"] = inputs["input_ids"] + 10**6
+        with pytest.raises(IndexError), MCDropout().draw(model, 0):
+            model(**inputs)
+    else:
+        drawn(model, MCDropout(), 0, **inputs)
+    assert snapshot(model) == before
+    drawn(model, MCDropout(), 0, **batch([4]))  # and another draw can be opened
+
+
+def test_expert_routing_does_not_shift_masks() -> None:
+    """A row's output does not depend on which experts the other rows are sent to."""
+
+    class Mixture(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            chosen = (x[:, 0] * 3).long()
+            y = torch.zeros_like(x)
+            for i in chosen.unique().tolist():
+                y[chosen == i] = self.experts[i](x[chosen == i])
+            return y
+
+    network, x = Mixture(), torch.rand(9, 4)
+    x[:, 0] = torch.arange(9) / 9
+    with torch.inference_mode(), MCDropout().draw(network, 0):
+        together, alone = network(x), network(x[8:])
+    torch.testing.assert_close(alone[0], together[8])
+
+
+def test_reused_module_has_a_mask_for_each_use() -> None:
+    """A module that runs twice in a pass is two sites, and the second pass finds the first pass's masks."""
+    layer = nn.Dropout(0.5)
+    network = Calling(lambda: torch.stack([layer(torch.ones(200)), layer(torch.ones(200))]))
+    network.add_module("layer", layer)
+    with MCDropout().draw(network, 0):
+        first, second = network(), network()
+    assert not torch.equal(first[0], first[1])
+    assert torch.equal(first, second)
+
+
+def test_autocast_and_gradients(model: PreTrainedModel) -> None:
+    """A draw works under autocast, near its float32 self, and lets gradients through."""
+    inputs = batch([6, 9])
+    exact = drawn(model, MCDropout(), 0, **inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = drawn(model, MCDropout(), 0, **inputs)
+    torch.testing.assert_close(rough.float(), exact, rtol=0, atol=0.03)
+    with MCDropout().draw(model, 0):
+        model(**inputs).logits.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.classifier.parameters())
+
+
+def test_no_dropout_is_an_error() -> None:
+    """A model in which nothing became random raises and says what to do."""
+    network = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.0))
+    with pytest.raises(ValueError, match="no active dropout in Sequential"), MCDropout().draw(network, 0):
+        network(torch.ones(1, 2))
+
+
+def test_bad_requests() -> None:
+    """A negative draw, unknown masks, nn.DataParallel and nested draws are refused; so is a model open in a thread."""
+    network = nn.Dropout(0.5)
+    with pytest.raises(ValueError, match="t=-1"), MCDropout().draw(network, -1):
+        pass
+    with pytest.raises(ValueError, match="got 'own'"):
+        MCDropout(masks="own")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="DataParallel"), MCDropout().draw(nn.DataParallel(network), 0):
+        pass
+    with MCDropout().draw(network, 0):
+        with pytest.raises(RuntimeError, match="open already"), MCDropout().draw(nn.Dropout(0.1), 0):
+            pass
+        caught: list[BaseException] = []
+
+        def enter() -> None:
+            try:
+                with MCDropout().draw(network, 1):
+                    pass
+            except RuntimeError as error:
+                caught.append(error)
+
+        thread = threading.Thread(target=enter)
+        thread.start()
+        thread.join()
+        assert "open already" in str(caught[0])
+
+
+def test_threads_do_not_disturb_each_other() -> None:
+    """A pass of another model in another thread during a draw is neither random nor counted."""
+    drawn_model, other = nn.Sequential(nn.Dropout(0.5)), nn.Sequential(nn.Dropout(0.5)).eval()
+    outputs: list[Tensor] = []
+    with MCDropout().draw(drawn_model, 0):
+        thread = threading.Thread(target=lambda: outputs.append(other(torch.ones(100))))
+        thread.start()
+        thread.join()
+        assert drawn_model(torch.ones(100)).unique().tolist() == [0.0, 2.0]
+    assert torch.equal(outputs[0], torch.ones(100))

@@ -1,0 +1,109 @@
+"""The engine's contract: each row once, in order, bounded, and an error where it cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset
+
+from baal_hf import Deterministic, MCDropout
+from baal_hf.sampling import concatenated, sample_predictions
+
+
+class Numbers(Dataset[Tensor]):
+    """Row i is the number i, three times."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.full((3,), float(index))
+
+
+class Broken(nn.Module):
+    """Gives NaN for row 5."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(x == 5, torch.nan, x)
+
+
+def predict(dataset: Any, model: nn.Module | None = None, **kwargs: Any) -> list[Tensor]:
+    """All batches of the engine's answer."""
+    settings = {"posterior": MCDropout(), "iterations": 2, "batch_size": 4, "accelerator": Accelerator(cpu=True)}
+    forward = lambda model, batch: model(batch)  # noqa: E731
+    return list(sample_predictions(model or nn.Dropout(0.5), dataset, forward=forward, **{**settings, **kwargs}))
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 5, 11])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_each_row_once_in_order(size: int, workers: int) -> None:
+    """Rows come back in order whatever the batch size and the number of workers, a short last batch included."""
+    batches = predict(Numbers(size), posterior=Deterministic(), iterations=1, num_workers=workers)
+    assert [len(batch) for batch in batches] == [4] * (size // 4) + ([size % 4] if size % 4 else [])
+    assert torch.cat(batches)[:, 0, 0].tolist() == list(range(size))
+
+
+def test_draws_are_on_the_last_axis() -> None:
+    """Predictions are [N, C, T] in float32; draw t is the same network for every batch."""
+    whole = torch.cat(predict(Numbers(9), iterations=6))
+    assert whole.shape == (9, 3, 6)
+    assert whole.dtype == torch.float32
+    assert torch.equal(whole[1:] > 0, (whole[1:2] > 0).expand(8, 3, 6))
+    assert not torch.equal(whole[1, :, 0], whole[1, :, 5]) or not torch.equal(whole[1, :, 1], whole[1, :, 2])
+
+
+def test_images_keep_their_axes() -> None:
+    """Outputs [B, C, H, W] become [N, C, H, W, T]."""
+
+    class Image(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x[:, :2, None, None].expand(-1, 2, 5, 7)
+
+    whole = torch.cat(predict(Numbers(5), Image(), posterior=Deterministic(), iterations=1))
+    assert whole.shape == (5, 2, 5, 7, 1)
+
+
+def test_ragged_rows_are_padded_with_nan() -> None:
+    """Batches of different length become one array; what a row does not have is NaN."""
+    parts = [torch.ones(2, 3, 4, 5), torch.ones(1, 3, 6, 5)]
+    whole = concatenated(iter(parts), 3)
+    assert whole.shape == (3, 3, 6, 5)
+    assert np.isnan(whole[:2, :, 4:]).all()
+    assert np.isfinite(whole[:2, :, :4]).all() and np.isfinite(whole[2]).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"iterations": 0}, "iterations >= 1, got 0"),
+        ({"posterior": Deterministic(), "iterations": 2}, "Deterministic has 1 draws, got iterations=2"),
+        ({"batch_size": 0}, "batch_size >= 1"),
+        ({"dataset": Numbers(0)}, "at least one row"),
+        ({"model": Broken(), "posterior": Deterministic(), "iterations": 1}, r"rows \[5\]"),
+        ({"model": nn.Identity()}, "no active dropout"),
+    ],
+)
+def test_bad_requests(arguments: dict[str, Any], message: str) -> None:
+    """What cannot be answered raises and says why."""
+    with pytest.raises(ValueError, match=message):
+        predict(**{"dataset": Numbers(7), **arguments})
+
+
+def test_streams_are_refused() -> None:
+    """A dataset without a length has no rows to keep in order."""
+
+    class Stream(IterableDataset[int]):
+        def __iter__(self) -> Iterator[int]:
+            return iter(range(3))
+
+    with pytest.raises(TypeError, match="a length and rows, got Stream"):
+        predict(Stream())
