@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import warnings
-from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
 
 from torch import nn
 from torch.nn.modules import dropout as kinds
@@ -27,34 +25,27 @@ _DROPOUTS = (
 )
 
 
+class _Patched(nn.Module):
+    """What a patched module's class gains: a draw of the posterior around each call in evaluation mode.
+
+    It is the class that is exchanged, so that weights, hooks and state dict keys stay, and copies are patched too.
+    """
+
+    patch: _Patch
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.training:
+            return super().__call__(*args, **kwargs)
+        self.patch.passes += 1
+        with self.patch.posterior.draw(self, self.patch.passes - 1):
+            return super().__call__(*args, **kwargs)
+
+
+@dataclass
 class _Patch:
-    """Opens a draw of the posterior around each forward pass of a module in evaluation mode."""
-
-    def __init__(self, module: nn.Module, posterior: Posterior) -> None:
-        self.posterior = posterior
-        self._passes = itertools.count()
-        self._open: AbstractContextManager[None] | None = None
-        self._handles = [
-            module.register_forward_pre_hook(self._before, prepend=True),
-            module.register_forward_hook(self._after, always_call=True),
-        ]
-
-    def _before(self, module: nn.Module, _: Any) -> None:
-        if not module.training:
-            self._open = self.posterior.draw(module, next(self._passes))
-            self._open.__enter__()
-
-    def _after(self, module: nn.Module, _: Any, __: Any) -> None:
-        if self._open is not None:
-            draw, self._open = self._open, None
-            draw.__exit__(None, None, None)
-
-    def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-
-_patches: WeakKeyDictionary[nn.Module, _Patch] = WeakKeyDictionary()
+    posterior: Posterior
+    unpatched: type[nn.Module]
+    passes: int = 0
 
 
 def patch_module(module: ModuleT, inplace: bool = True, posterior: Posterior | None = None) -> ModuleT:
@@ -73,7 +64,7 @@ def patch_module(module: ModuleT, inplace: bool = True, posterior: Posterior | N
     Raises:
         ValueError: The module is patched already.
     """
-    if is_patched(module):
+    if isinstance(module, _Patched):
         raise ValueError(f"This {type(module).__name__} is patched already; unpatch_module undoes it.")
     if not _has_dropout(module):
         warnings.warn(
@@ -83,31 +74,24 @@ def patch_module(module: ModuleT, inplace: bool = True, posterior: Posterior | N
             stacklevel=2,
         )
     module = module if inplace else copy.deepcopy(module)
-    _patches[module] = _Patch(module, posterior or MCDropout(masks="fresh"))
+    kind = type(module)
+    module.patch = _Patch(posterior or MCDropout(masks="fresh"), kind)  # type: ignore[assignment]
+    module.__class__ = type(kind.__name__, (_Patched, kind), {"__module__": kind.__module__})
     return module
 
 
 def unpatch_module(module: ModuleT, inplace: bool = True) -> ModuleT:
     """Undo `patch_module`; evaluation is deterministic again. A module that is not patched is left as it is."""
-    if not inplace:
-        posterior = patched_posterior(module)
-        unpatched = copy.deepcopy(unpatch_module(module))
-        if posterior is not None:
-            patch_module(module, posterior=posterior)
-        return unpatched
-    if is_patched(module):
-        _patches.pop(module).remove()
+    module = module if inplace else copy.deepcopy(module)
+    if isinstance(module, _Patched):
+        module.__class__ = module.patch.unpatched  # type: ignore[assignment]
+        del module.patch
     return module
 
 
-def is_patched(module: nn.Module) -> bool:
-    """Whether `patch_module` is in force on this module."""
-    return module in _patches
-
-
 def patched_posterior(module: nn.Module) -> Posterior | None:
-    """What the module's passes are drawn from, or None when it is not patched."""
-    return _patches[module].posterior if is_patched(module) else None
+    """What a patched module's passes are drawn from; None for a module that is not patched."""
+    return module.patch.posterior if isinstance(module, _Patched) else None
 
 
 class MCDropoutModule(nn.Module):

@@ -1,0 +1,100 @@
+"""Baal's interface: a patched model is random in evaluation, is Trainer's in training, and can be had back."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers import BertForSequenceClassification, PreTrainedModel
+
+from baal_hf import MCDropout, MCDropoutModule, patch_module, unpatch_module
+from baal_hf.posterior.patching import patched_posterior
+
+IDS = torch.tensor([[101, 2054, 2003, 102]])
+
+
+def logits(model: nn.Module) -> torch.Tensor:
+    """One pass."""
+    with torch.inference_mode():
+        return model(input_ids=IDS).logits
+
+
+def test_patched_in_place_and_back(model: PreTrainedModel) -> None:
+    """Each evaluation pass of a patched model is a new draw; unpatched it is deterministic and as before."""
+    expected, keys = logits(model), list(model.state_dict())
+    assert patch_module(model) is model
+    assert patched_posterior(model) and list(model.state_dict()) == keys
+    assert not torch.equal(logits(model), logits(model))
+    assert unpatch_module(model) is model
+    assert type(model) is BertForSequenceClassification
+    assert torch.equal(logits(model), expected)
+    assert unpatch_module(model) is model  # nothing to undo is no error
+
+
+def test_copies(model: PreTrainedModel) -> None:
+    """inplace=False leaves the model alone, both ways."""
+    patched = patch_module(model, inplace=False)
+    assert patched is not model and patched_posterior(patched) and not patched_posterior(model)
+    assert torch.equal(logits(model), logits(model))
+    plain = unpatch_module(patched, inplace=False)
+    assert patched_posterior(plain) is None and patched_posterior(patched)
+    assert torch.equal(logits(plain), logits(model))
+    assert not torch.equal(logits(patched), logits(patched))
+
+
+def test_training_mode_is_torchs(model: PreTrainedModel) -> None:
+    """In training mode a patched model drops out as any model does, from torch's generator."""
+    patch_module(model).train()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        first = logits(model)
+        torch.manual_seed(0)
+        assert torch.equal(logits(model), first)
+        assert not torch.equal(logits(model), first)
+
+
+def test_wrapper(model: PreTrainedModel) -> None:
+    """MCDropoutModule forwards calls and attributes, and gives the module back, also as a context manager."""
+    expected = logits(model)
+    with MCDropoutModule(model) as wrapped:
+        assert wrapped.config is model.config
+        assert not torch.equal(logits(wrapped), logits(wrapped))
+        with pytest.raises(AttributeError, match="no_such_thing"):
+            _ = wrapped.no_such_thing
+    assert torch.equal(logits(model), expected)
+    assert MCDropoutModule(model).unpatch() is model
+    assert torch.equal(logits(model), expected)
+
+
+def test_other_posteriors(model: PreTrainedModel) -> None:
+    """What is drawn from can be chosen; the same seed gives the same sequence of passes."""
+    posterior = MCDropout(seed=5)
+    patched = patch_module(copy.deepcopy(model), posterior=posterior)
+    assert patched_posterior(patched) is posterior
+    assert patched_posterior(model) is None
+    first, second = logits(patched), logits(patched)
+    with torch.inference_mode():
+        for t, came in enumerate([first, second]):
+            with MCDropout(seed=5).draw(model, t):
+                assert torch.equal(model(input_ids=IDS).logits, came)
+
+
+def test_a_failed_pass_closes_its_draw(model: PreTrainedModel) -> None:
+    """After an exception in a pass the patched model goes on."""
+    patch_module(model)
+    with pytest.raises(IndexError):
+        model(input_ids=IDS + 10**6)
+    assert not torch.equal(logits(model), logits(model))
+
+
+def test_bad_requests(model: PreTrainedModel) -> None:
+    """Patching twice is an error, patching what has no dropout a warning."""
+    patch_module(model)
+    with pytest.raises(ValueError, match="patched already"):
+        patch_module(model)
+    with pytest.warns(UserWarning, match="found no dropout with a rate above 0 in Linear"):
+        patch_module(nn.Linear(2, 2))
+    with pytest.warns(UserWarning, match="rate above 0 in Dropout"):
+        patch_module(nn.Dropout(0.0))
