@@ -16,7 +16,9 @@ _POSITIONS = 64
 
 def generator(key: str) -> np.random.Generator:
     """Counter-based random numbers named by `key`: the same key, the same numbers, everywhere (Salmon et al., 2011)."""
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(blake2b(key.encode(), digest_size=16).digest())))
+    return np.random.Generator(
+        np.random.Philox(key=int.from_bytes(blake2b(key.encode(), digest_size=16).digest(), "big"))
+    )
 
 
 @lru_cache(maxsize=4096)
