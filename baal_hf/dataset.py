@@ -164,7 +164,7 @@ class ActiveLearningDataset(Dataset[Any]):
                 class. Nothing is labelled then.
         """
         single = not isinstance(index, Iterable) or getattr(index, "ndim", None) == 0  # an array without axes
-        several: Iterable[Any] = [index] if single else index  # type: ignore[assignment, list-item]
+        several: Iterable[Any] = [index] if single else index  # type: ignore[assignment]
         positions = [operator.index(position) for position in several]
         for position in positions:
             if not 0 <= position < self.n_unlabelled:
@@ -237,6 +237,8 @@ class ActiveLearningDataset(Dataset[Any]):
             rows, ledger = state["rows"], LabelLedger.from_state_dict(state["events"])
             rng = np.random.default_rng()
             rng.bit_generator.state = state["random_state"]
+            for event in ledger:
+                self._row_id(event.row_id)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"This is no state of an ActiveLearningDataset: {error!r}.") from error
         if rows != len(self._rows):

@@ -13,9 +13,11 @@ from typing import Any, Protocol
 import datasets
 import numpy as np
 import pyarrow as pa
+import torch
 from datasets import ClassLabel, Features
 from datasets.fingerprint import Hasher
 from datasets.table import InMemoryTable, Table, concat_tables
+from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 ROW_ID = "__row_id__"
@@ -104,10 +106,8 @@ class ArrowRows:
                 "that are to come label_feature=..., for example datasets.ClassLabel(names=[...])."
             )
         labels = self._own_labels(row_ids) if labels is None else [_plain(label) for label in labels]
-        if isinstance(self._feature, ClassLabel):
-            return [_class_index(label, self._feature) for label in labels]
+        labels = [_with_classes(label, self._feature) for label in labels]
         try:
-            labels = Features({self._column: self._feature}).encode_batch({self._column: labels})[self._column]
             array = pa.array(labels, type=self._type)  # takes no other type, but cuts 1.5 to 1
             if not isinstance(self._type, pa.ExtensionType):
                 pa.array(labels).cast(self._type)  # takes other types, but cuts nothing
@@ -171,6 +171,15 @@ def _joined(table: Table, name: str, column: pa.Array) -> Table:
 def _plain(label: Any) -> Any:
     """Numbers and lists for NumPy's and torch's."""
     return label.tolist() if hasattr(label, "tolist") else label
+
+
+def _with_classes(label: Any, feature: Any) -> Any:
+    """The label with indices for the names of classes, in lists too."""
+    if isinstance(feature, ClassLabel):
+        return _class_index(label, feature)
+    if isinstance(feature, datasets.List | datasets.LargeList) and isinstance(label, list | tuple):
+        return [_with_classes(part, feature.feature) for part in label]
+    return label
 
 
 def _class_index(label: Any, feature: ClassLabel) -> int:
@@ -240,8 +249,17 @@ def _with_label(names: Sequence[str], row: Any, label: Any) -> Any:
     if label is None:
         return row
     if isinstance(row, Mapping):
-        return {**row, **dict.fromkeys([name for name in names if name in row] or names[:1], label)}
-    return (*row[:-1], label) if isinstance(row, tuple | list) and len(row) > 1 else (row, label)
+        present = [name for name in names if name in row] or names[:1]
+        return {**row, **{name: _like(row.get(name), label) for name in present}}
+    return (*row[:-1], _like(row[-1], label)) if isinstance(row, tuple | list) and len(row) > 1 else (row, label)
+
+
+def _like(own: Any, label: Any) -> Any:
+    """The label as a tensor where the row's own is one, so that own and given labels make a batch."""
+    if not isinstance(own, Tensor):
+        return label
+    given = torch.as_tensor(label)
+    return given.to(own.dtype) if torch.can_cast(given.dtype, own.dtype) else given
 
 
 class RowView(Dataset[Any]):

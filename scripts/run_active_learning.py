@@ -2,7 +2,8 @@
 
     python scripts/run_active_learning.py --output_dir outputs/demo --compare random
     python scripts/run_active_learning.py --dataset reviews.csv --text_column review --label_column stars
-    accelerate launch --num_processes 2 scripts/run_active_learning.py --output_dir outputs/demo
+    accelerate launch --num_processes 2 scripts/run_active_learning.py --output_dir outputs/demo    # on two GPUs
+    ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 scripts/run_active_learning.py    # without
 
 The labels are those of the dataset, shown to the model when a row is queried. All of Trainer's arguments work. By
 default model and data come from the packages of the extra `demo`, and no network is needed.
@@ -100,7 +101,7 @@ def accuracy_of(prediction: EvalPrediction) -> dict[str, float]:
 def rounds(
     heuristic: str, args: ActiveLearningArguments, dataset: ActiveLearningDataset, trainer: BaalTransformersTrainer
 ) -> Iterator[dict[str, Any]]:
-    """A record for each round; rows are labelled between rounds. The last round has no rows left, or is `args.rounds`."""
+    """A record for each round; rows are labelled between rounds, until none is left or `args.rounds` is reached."""
     seed = trainer.args.seed
     initial_weights = {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
     loop = ActiveLearningLoop(
@@ -149,7 +150,7 @@ def line(record: dict[str, Any]) -> str:
 
 
 def verdict(records: list[dict[str, Any]]) -> str:
-    """How far each heuristic came and which was ahead, by mean accuracy over the rounds that do not share all labels."""
+    """Which heuristic was ahead, by mean accuracy over the rounds after the first, whose labels all share."""
     curves = {name: [r for r in records if r["heuristic"] == name] for name in {r["heuristic"]: None for r in records}}
     if len(curves) == 1:
         first, last = records[0], records[-1]
@@ -177,7 +178,9 @@ def parsed(argv: list[str] | None) -> tuple[DataArguments, ActiveLearningArgumen
         formatter_class=_Help,
     )
     parser.set_defaults(**DEFAULTS)
-    data_args, al_args, training_args = parser.parse_args_into_dataclasses(argv)
+    data_args, al_args, training_args, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    if unknown:
+        parser.error(f"There is no option {' '.join(unknown)}; --help lists them.")
     for name in ("query_size", "iterations", "initial", "rounds"):
         if getattr(al_args, name) < 1:
             parser.error(f"--{name} needs to be at least 1, got {getattr(al_args, name)}.")
