@@ -146,7 +146,7 @@ class ArrowRows:
             table, indices = table.slice(positions[0] if len(positions) else 0, len(positions)), None
         else:
             indices = InMemoryTable.from_arrays([pa.array(positions, type=pa.uint64())], names=["indices"])
-        # The fingerprint names the contents: what `map` made of the same rows and labels is found in the cache again.
+        # The fingerprint, which has no public name either, names the contents: `map` finds in its cache what it made.
         fingerprint = Hasher.hash([self._inputs._fingerprint, row_ids, labels])
         view = datasets.Dataset(
             table, info=info, split=self._inputs.split, indices_table=indices, fingerprint=fingerprint
