@@ -9,10 +9,10 @@ from typing import Any
 
 import datasets
 import numpy as np
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset
 
 from baal_hf.ledger import LabelEvent, LabelLedger
-from baal_hf.rows import ArrowRows, Rows, TorchRows, rows_at
+from baal_hf.rows import rows_at, rows_of
 
 
 class ActiveLearningDataset(Dataset[Any]):
@@ -61,7 +61,7 @@ class ActiveLearningDataset(Dataset[Any]):
         label_column: str | None = None,
         label_feature: Any = None,
     ) -> None:
-        self._rows = _rows(dataset, label_column, label_feature, make_unlabelled, pool_specifics or {})
+        self._rows = rows_of(dataset, label_column, label_feature, make_unlabelled, pool_specifics or {})
         self._rng = np.random.default_rng(0 if random_state is None else random_state)
         self._replay(LabelLedger())
         self.last_active_steps = last_active_steps
@@ -283,42 +283,6 @@ class ActiveLearningDataset(Dataset[Any]):
                 step = self._steps[row_id]
                 raise ValueError(f"Row {row_id} is labelled already, since step {step}: {self._labels[row_id]!r}.")
             seen.add(row_id)
-
-
-def _rows(
-    dataset: Any,
-    label_column: str | None,
-    label_feature: Any,
-    make_unlabelled: Callable[[Any], Any] | None,
-    specifics: Mapping[str, Any],
-) -> Rows:
-    if isinstance(dataset, Mapping):
-        raise TypeError(f"ActiveLearningDataset needs one dataset, got several: pass one of {list(dataset)}.")
-    indexable = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
-    if not indexable or isinstance(dataset, IterableDataset):
-        raise TypeError(f"ActiveLearningDataset needs rows it can index, got {type(dataset).__name__}.")
-    if len(dataset) == 0:
-        raise ValueError("ActiveLearningDataset needs at least one row, got an empty dataset.")
-    if not isinstance(dataset, datasets.Dataset):
-        if label_feature is not None:
-            raise ValueError("label_feature is for a datasets.Dataset: a torch dataset shows labels as they are given.")
-        return TorchRows(dataset, label_column, make_unlabelled, specifics)
-    if make_unlabelled is not None:
-        raise ValueError("make_unlabelled is for torch datasets: the label column of a datasets.Dataset is left out.")
-    if label_column is None:
-        columns = [name for name in ("label", "labels") if name in dataset.column_names]
-        if len(columns) == 2:
-            raise ValueError(
-                "The dataset has the columns 'label' and 'labels', and one of them would show in the pool. "
-                "Remove one, or say label_column=..."
-            )
-        label_column = columns[0] if columns else "label"
-    elif label_column not in dataset.column_names and label_feature is None:
-        raise ValueError(
-            f"The dataset has no column {label_column!r}, only {dataset.column_names}. To label rows that have no "
-            "label yet, pass label_feature, for example datasets.ClassLabel(names=[...])."
-        )
-    return ArrowRows(dataset, label_column, label_feature, specifics)
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:

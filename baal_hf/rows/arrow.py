@@ -1,46 +1,18 @@
-"""The rows of a dataset seen without their labels (pool) or with given ones (labelled), never copied or rewritten.
-
-Two kinds of rows answer the same questions: Arrow tables (`datasets.Dataset`) and any map-style torch dataset.
-"""
+"""Rows of a `datasets.Dataset`: every view is an index into the one Arrow table."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
-import torch
 from datasets import ClassLabel, Features
 from datasets.fingerprint import Hasher
 from datasets.table import InMemoryTable, Table, concat_tables
-from torch import Tensor
-from torch.utils.data import Dataset, Subset
 
-ROW_ID = "__row_id__"
-"""Column of every Arrow view that holds the row id; it stays with the row through select, filter, sort and shuffle."""
-
-
-class Rows(Protocol):
-    """What `ActiveLearningDataset` asks of the data it stands on. `row_ids` are positions in the original dataset."""
-
-    def __len__(self) -> int:
-        """Number of rows, M."""
-
-    def raw(self, row_id: int) -> Any:
-        """The row as it is in the original dataset."""
-
-    def pool(self, row_ids: np.ndarray) -> Any:
-        """View of these rows with their labels hidden."""
-
-    def labelled(self, row_ids: np.ndarray, labels: Mapping[int, Any]) -> Any:
-        """View of these rows with these labels."""
-
-    def encoded(self, row_ids: Sequence[int], labels: Sequence[Any] | None) -> list[Any]:
-        """Labels as they are stored; None asks for the dataset's own."""
+from baal_hf.rows.base import ROW_ID, plain
 
 
 class ArrowRows:
@@ -64,10 +36,10 @@ class ArrowRows:
             raise ValueError(f"ActiveLearningDataset needs the column name {ROW_ID!r} for itself: rename that column.")
         if set(specifics) - {"transform"}:
             raise ValueError(f"The pool of a datasets.Dataset can have its own transform only, got {list(specifics)}.")
-        positions = _positions(dataset)
+        positions = table_positions(dataset)
         if np.bincount(positions, minlength=1).max() > 1:
             dataset = dataset.with_format(None).flatten_indices().with_format(**dataset.format)
-            positions = _positions(dataset)
+            positions = table_positions(dataset)
         self._original = dataset
         self._column = label_column
         self._feature = label_feature or dataset.features.get(label_column)
@@ -105,7 +77,7 @@ class ArrowRows:
                 f"{self._original.column_names}. Pass label_column=... to ActiveLearningDataset, or for labels "
                 "that are to come label_feature=..., for example datasets.ClassLabel(names=[...])."
             )
-        labels = self._own_labels(row_ids) if labels is None else [_plain(label) for label in labels]
+        labels = self._own_labels(row_ids) if labels is None else [plain(label) for label in labels]
         labels = [_with_classes(label, self._feature) for label in labels]
         try:
             array = pa.array(labels, type=self._type)  # takes no other type, but cuts 1.5 to 1
@@ -156,7 +128,7 @@ class ArrowRows:
         return view.with_format(**{**form, "columns": shown})
 
 
-def _positions(dataset: datasets.Dataset) -> np.ndarray:
+def table_positions(dataset: datasets.Dataset) -> np.ndarray:
     """Row of the dataset's table that each of its rows is, int64 [N]; `datasets` has no public name for it."""
     if dataset._indices is None:
         return np.arange(len(dataset))
@@ -166,11 +138,6 @@ def _positions(dataset: datasets.Dataset) -> np.ndarray:
 def _joined(table: Table, name: str, column: pa.Array) -> Table:
     """The table and one more column; nothing is copied."""
     return concat_tables([table, InMemoryTable.from_arrays([column], names=[name])], axis=1)
-
-
-def _plain(label: Any) -> Any:
-    """Numbers and lists for NumPy's and torch's."""
-    return label.tolist() if hasattr(label, "tolist") else label
 
 
 def _with_classes(label: Any, feature: Any) -> Any:
@@ -188,140 +155,3 @@ def _class_index(label: Any, feature: ClassLabel) -> int:
     if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < feature.num_classes:
         return label
     raise ValueError(f"Unknown label {label!r}. The classes are {dict(enumerate(feature.names))}.")
-
-
-class TorchRows:
-    """Rows of any map-style torch dataset: dictionaries, or sequences whose last element is the label.
-
-    Args:
-        dataset: Has `__len__` and `__getitem__`.
-        label_column: Key of the label in rows that are dictionaries; None means "label" and "labels".
-        make_unlabelled: Hides the label of a row; by default drops that key, or the last element of a sequence.
-        specifics: Attributes set on the pool's shallow copy of the dataset, for example another transform.
-
-    Raises:
-        ValueError: `specifics` names an attribute that the dataset does not have.
-    """
-
-    def __init__(
-        self,
-        dataset: Dataset[Any],
-        label_column: str | None = None,
-        make_unlabelled: Callable[[Any], Any] | None = None,
-        specifics: Mapping[str, Any] = {},
-    ) -> None:
-        names = ("label", "labels") if label_column is None else (label_column,)
-        self._original = dataset
-        self._unlabelled = make_unlabelled or partial(_without_label, names)
-        self._with_label = partial(_with_label, names)
-        self._pool_dataset = copy.copy(dataset) if specifics else dataset
-        for name, value in specifics.items():
-            if not hasattr(dataset, name):
-                raise ValueError(f"pool_specifics names {name!r}, which {type(dataset).__name__} does not have.")
-            setattr(self._pool_dataset, name, value)
-
-    def __len__(self) -> int:
-        return len(self._original)  # type: ignore[arg-type]
-
-    def raw(self, row_id: int) -> Any:
-        return self._original[row_id]
-
-    def pool(self, row_ids: np.ndarray) -> RowView:
-        return RowView(self._pool_dataset, row_ids, self._unlabelled)
-
-    def labelled(self, row_ids: np.ndarray, labels: Mapping[int, Any]) -> RowView:
-        return RowView(self._original, row_ids, self._with_label, [labels[row_id] for row_id in row_ids.tolist()])
-
-    def encoded(self, row_ids: Sequence[int], labels: Sequence[Any] | None) -> list[Any]:
-        if labels is None:
-            return [None] * len(row_ids)
-        # The ledger's own: a number, or a copy of an array that the caller may go on to change.
-        return [_plain(label) if getattr(label, "ndim", None) == 0 else copy.deepcopy(label) for label in labels]
-
-
-def _without_label(names: Sequence[str], row: Any) -> Any:
-    if isinstance(row, Mapping):
-        return {name: value for name, value in row.items() if name not in names}
-    return tuple(row[:-1]) if isinstance(row, tuple | list) and len(row) > 1 else row
-
-
-def _with_label(names: Sequence[str], row: Any, label: Any) -> Any:
-    if label is None:
-        return row
-    if isinstance(row, Mapping):
-        present = [name for name in names if name in row] or names[:1]
-        return {**row, **{name: _like(row.get(name), label) for name in present}}
-    return (*row[:-1], _like(row[-1], label)) if isinstance(row, tuple | list) and len(row) > 1 else (row, label)
-
-
-def _like(own: Any, label: Any) -> Any:
-    """The label as a tensor where the row's own is one, so that own and given labels make a batch."""
-    if not isinstance(own, Tensor):
-        return label
-    given = torch.as_tensor(label)
-    return given.to(own.dtype) if torch.can_cast(given.dtype, own.dtype) else given
-
-
-class RowView(Dataset[Any]):
-    """Some rows of a torch dataset, each shown through `show(row)`, or `show(row, label)` where there are labels.
-
-    Attributes:
-        row_ids: int64, position of each row in the original dataset.
-    """
-
-    def __init__(
-        self,
-        dataset: Dataset[Any],
-        row_ids: np.ndarray,
-        show: Callable[..., Any],
-        labels: Sequence[Any] | None = None,
-    ) -> None:
-        self._dataset = dataset
-        self._show = show
-        self._labels = labels
-        self.row_ids = row_ids
-
-    def __len__(self) -> int:
-        return len(self.row_ids)
-
-    def __getitem__(self, position: int) -> Any:
-        return self._shown(position, self._dataset[int(self.row_ids[position])])
-
-    def __getitems__(self, positions: Sequence[int]) -> list[Any]:
-        rows = rows_at(self._dataset, self.row_ids[list(positions)].tolist())
-        return [self._shown(position, row) for position, row in zip(positions, rows, strict=True)]
-
-    def _shown(self, position: int, row: Any) -> Any:
-        return self._show(row) if self._labels is None else self._show(row, self._labels[position])
-
-
-def rows_at(dataset: Any, positions: list[int]) -> list[Any]:
-    """These rows of a map-style dataset, all at once where it can do so."""
-    if callable(getattr(dataset, "__getitems__", None)):
-        return list(dataset.__getitems__(positions))
-    return [dataset[position] for position in positions]
-
-
-def row_ids_of(view: Any) -> np.ndarray:
-    """Row ids of a pool or of any part of it.
-
-    Args:
-        view: `ActiveLearningDataset.pool`, what `select`, `filter`, `sort` or `shuffle` made of it, or a
-            `torch.utils.data.Subset` of it.
-
-    Returns:
-        int64, [N].
-
-    Raises:
-        TypeError: The view does not know its row ids.
-    """
-    if isinstance(view, datasets.Dataset) and ROW_ID in view.column_names:
-        return np.asarray(view.data.column(ROW_ID).to_numpy()[_positions(view)], dtype=np.int64)
-    if isinstance(view, Subset):
-        return row_ids_of(view.dataset)[np.asarray(view.indices, dtype=np.int64)]
-    if isinstance(view, RowView):
-        return view.row_ids
-    raise TypeError(
-        f"A part of the pool that knows its row ids is needed, got {type(view).__name__}. Take it from `dataset.pool` "
-        f"with select, filter, sort, shuffle (which keep the column {ROW_ID!r}) or torch.utils.data.Subset."
-    )

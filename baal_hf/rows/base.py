@@ -1,0 +1,35 @@
+"""What every kind of rows answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+ROW_ID = "__row_id__"
+"""Column of every Arrow view that holds the row id; it stays with the row through select, filter, sort and shuffle."""
+
+
+class Rows(Protocol):
+    """What `ActiveLearningDataset` asks of the data it stands on. `row_ids` are positions in the original dataset."""
+
+    def __len__(self) -> int:
+        """Number of rows, M."""
+
+    def raw(self, row_id: int) -> Any:
+        """The row as it is in the original dataset."""
+
+    def pool(self, row_ids: np.ndarray) -> Any:
+        """View of these rows with their labels hidden."""
+
+    def labelled(self, row_ids: np.ndarray, labels: Mapping[int, Any]) -> Any:
+        """View of these rows with these labels."""
+
+    def encoded(self, row_ids: Sequence[int], labels: Sequence[Any] | None) -> list[Any]:
+        """Labels as they are stored; None asks for the dataset's own."""
+
+
+def plain(label: Any) -> Any:
+    """Numbers and lists for NumPy's and torch's."""
+    return label.tolist() if hasattr(label, "tolist") else label
