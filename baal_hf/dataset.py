@@ -164,7 +164,9 @@ class ActiveLearningDataset(Dataset[Any]):
                 class. Nothing is labelled then.
         """
         single = not isinstance(index, Iterable) or getattr(index, "ndim", None) == 0  # an array without axes
-        several: Iterable[Any] = [index] if single else index  # type: ignore[assignment]
+        several: list[Any] = [index] if single else list(index)  # type: ignore[arg-type]
+        if any(isinstance(position, bool | np.bool_) for position in several):
+            raise TypeError("label() needs positions in the pool, got a mask: pass np.flatnonzero(mask).")
         positions = [operator.index(position) for position in several]
         for position in positions:
             if not 0 <= position < self.n_unlabelled:
@@ -220,7 +222,7 @@ class ActiveLearningDataset(Dataset[Any]):
     # State
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the rows, as plain numbers, strings, lists and dictionaries; a copy."""
+        """The ledger and the random state as numbers, strings, lists and dictionaries, labels as they are; a copy."""
         return {
             "rows": len(self._rows),
             "events": self.ledger.state_dict(),

@@ -24,6 +24,10 @@ class LabelEvent:
     label: Any
     step: int
 
+    def __post_init__(self) -> None:
+        if self.action not in ("label", "unlabel") or self.step < 0:
+            raise ValueError(f"A label event labels or unlabels, at a step from 0 on, got {self}.")
+
 
 class LabelLedger:
     """Label events in the order in which they happened, in memory.

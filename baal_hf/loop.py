@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from torch.utils.data import Subset
 
 from baal_hf.dataset import ActiveLearningDataset
-from baal_hf.heuristics import AbstractHeuristic, Random
+from baal_hf.heuristics import AbstractHeuristic, get_heuristic
 from baal_hf.rows import row_ids_of
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ class ActiveLearningLoop:
         dataset: What is labelled.
         get_probabilities: pool -> predictions [N, C, *S, T], or a generator of batches of them; for example
             `trainer.predict_on_dataset_generator`. Not called when the heuristic needs no predictions.
-        heuristic: Ranks the predictions.
+        heuristic: Ranks the predictions; a name for `get_heuristic`, or the heuristic. Random by default.
         query_size: Rows to label in a step, K.
         max_sample: Predict only that many random rows of the pool; -1 means all.
         uncertainty_folder: Write the scores of each step there, as `step=0003.npz` with `row_ids` and `scores`.
@@ -33,14 +34,14 @@ class ActiveLearningLoop:
         **kwargs: Go to `get_probabilities`.
 
     Raises:
-        ValueError: `query_size` < 1, or `max_sample` neither -1 nor >= 1.
+        ValueError: `query_size` < 1, `max_sample` neither -1 nor >= 1, or no heuristic of that name.
     """
 
     def __init__(
         self,
         dataset: ActiveLearningDataset,
         get_probabilities: Callable[..., Any],
-        heuristic: AbstractHeuristic | None = None,
+        heuristic: AbstractHeuristic | str | None = None,
         query_size: int = 1,
         max_sample: int = -1,
         uncertainty_folder: str | Path | None = None,
@@ -48,13 +49,13 @@ class ActiveLearningLoop:
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
-        if query_size < 1:
+        if operator.index(query_size) < 1:
             raise ValueError(f"ActiveLearningLoop needs query_size >= 1, got {query_size}.")
         if max_sample != -1 and max_sample < 1:
             raise ValueError(f"ActiveLearningLoop needs max_sample >= 1, or -1 for the whole pool, got {max_sample}.")
         self.dataset = dataset
         self.get_probabilities = get_probabilities
-        self.heuristic = heuristic if heuristic is not None else Random()
+        self.heuristic = heuristic if isinstance(heuristic, AbstractHeuristic) else get_heuristic(heuristic or "random")
         self.query_size = query_size
         self.max_sample = max_sample
         self.uncertainty_folder = Path(uncertainty_folder) if uncertainty_folder is not None else None
@@ -94,9 +95,9 @@ class ActiveLearningLoop:
         if len(scores) != len(row_ids):
             raise ValueError(f"get_probabilities returned {len(scores)} rows for a pool of {len(row_ids)}.")
         if self.query_size > len(row_ids):
-            logger.warning(
-                "query_size is %d but only %d rows are left: all are labelled.", self.query_size, len(row_ids)
-            )
+            which = "are left" if len(row_ids) == self.dataset.n_unlabelled else "were passed to choose from"
+            rows = f"{len(row_ids)} rows {which}"
+            logger.warning("query_size is %d but only %s: all are labelled.", self.query_size, rows)
         if self.uncertainty_folder is not None:
             _write(self.uncertainty_folder / f"step={self.dataset.current_al_step + 1:04d}.npz", row_ids, scores)
         return row_ids[ranks[: self.query_size]]

@@ -46,13 +46,13 @@ def sample_predictions(
         collate_fn: Makes a batch of rows.
         num_workers: Worker processes that load rows.
 
-    Yields:
-        float32 on the CPU, [rows, C, *S, T] with at most B rows for each process. Padding, where `attention_mask` of
-        the batch is 0, is NaN.
+    Returns:
+        An iterator of float32 on the CPU, [rows, C, *S, T], with at most B rows for each process. Padding, where
+        `attention_mask` of the batch is 0, is NaN.
 
     Raises:
         ValueError: T < 1 or beyond the posterior's size, an empty dataset, non-finite predictions (with their rows).
-        TypeError: The dataset has no length.
+        TypeError: The dataset has no length, or `iterations` is no whole number.
         RuntimeError: Not each row came back once and in order.
     """
     _check_request(dataset, posterior, iterations, batch_size)
@@ -65,19 +65,37 @@ def sample_predictions(
         num_workers=num_workers,
         pin_memory=accelerator.device.type == "cuda",
     )
+
+    def predicted(batch: Any) -> Tensor:
+        with torch.no_grad(), accelerator.autocast():  # inference mode would spoil what a model caches for training
+            return _draws(model, send_to_device(batch, accelerator.device), posterior, iterations, forward)
+
+    rounds = ((predicted(batch), batch, rows, is_turn) for batch, (rows, is_turn) in zip(loader, mine, strict=True))
+    return _in_order(rounds, len(dataset), accelerator)
+
+
+def _in_order(
+    rounds: Iterator[tuple[Tensor, Any, range, bool]], size: int, accelerator: Accelerator
+) -> Iterator[Tensor]:
+    """The predictions of all processes, round after round, once it is sure that they are those of the next rows."""
     seen = 0
-    for batch, (rows, is_turn) in zip(loader, mine, strict=True):
-        with torch.inference_mode(), accelerator.autocast():
-            predictions = _draws(model, send_to_device(batch, accelerator.device), posterior, iterations, forward)
-        _check_finite(predictions, rows)
-        predictions = _hide_padding(predictions, batch).float().cpu()
-        row_ids, predictions = _gathered(np.asarray(rows) if is_turn else -np.ones(len(rows)), predictions, accelerator)
-        if not np.array_equal(row_ids, np.arange(seen, seen + len(row_ids))):
+    for predictions, batch, rows, is_turn in rounds:
+        hidden = _padding(batch, predictions)
+        finite = (predictions.isfinite() | hidden).flatten(1).all(1)  # [B]
+        row_ids = torch.tensor(rows if is_turn else [-1] * len(rows), device=accelerator.device)  # [B]
+        predictions = predictions.float().masked_fill(hidden, torch.nan)
+        row_ids, finite, predictions = _gathered(row_ids, finite, predictions, accelerator)
+        if not finite.all():
+            raise ValueError(
+                f"The model's outputs are NaN or infinite for rows {row_ids[~finite].tolist()[:10]} of the dataset "
+                "passed. Look at their inputs, at a training that diverged, or at half precision that overflows."
+            )
+        if row_ids.tolist() != list(range(seen, seen + len(row_ids))):
             raise RuntimeError(f"Rows came back as {row_ids.tolist()}, expected them to go on from {seen}.")
         seen += len(row_ids)
         yield predictions
-    if seen != len(dataset):
-        raise RuntimeError(f"Predictions came back for {seen} of {len(dataset)} rows.")
+    if seen != size:
+        raise RuntimeError(f"Predictions came back for {seen} of {size} rows.")
 
 
 def concatenated(batches: Iterator[Tensor], rows: int) -> np.ndarray:
@@ -96,11 +114,13 @@ def concatenated(batches: Iterator[Tensor], rows: int) -> np.ndarray:
     return whole
 
 
-def _check_request(dataset: Any, posterior: Posterior, iterations: int, batch_size: int) -> None:
-    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+def _check_request(dataset: Any, posterior: Posterior, iterations: Any, batch_size: int) -> None:
+    if isinstance(dataset, IterableDataset | Mapping) or not hasattr(dataset, "__len__"):
         raise TypeError(f"Predicting needs a dataset with a length and rows, got {type(dataset).__name__}.")
     if len(dataset) == 0:
         raise ValueError("Predicting needs at least one row, got an empty dataset.")
+    if not isinstance(iterations, int | np.integer):
+        raise TypeError(f"Predicting needs a whole number of iterations, got {iterations!r}.")
     if iterations < 1:
         raise ValueError(f"Predicting needs iterations >= 1, got {iterations}.")
     if posterior.size is not None and iterations > posterior.size:
@@ -124,32 +144,24 @@ def _draws(model: nn.Module, batch: Any, posterior: Posterior, iterations: int, 
     return torch.stack(passes, dim=-1)  # [B, C, *S, T]
 
 
-def _check_finite(predictions: Tensor, rows: range) -> None:
-    finite = predictions.isfinite().flatten(1).all(1)  # [B]
-    if not finite.all():
-        bad = [row for row, good in zip(rows, finite.tolist(), strict=True) if not good]
-        raise ValueError(
-            f"The model's outputs are NaN or infinite for rows {bad[:10]} of the dataset passed. Look at their inputs, "
-            "at a training that diverged, or at half precision that overflows."
-        )
-
-
-def _hide_padding(predictions: Tensor, batch: Any) -> Tensor:
-    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+def _padding(batch: Any, predictions: Tensor) -> Tensor:
+    """Where predictions [B, C, S, T] belong to padding, as `attention_mask` [B, S] says; nowhere for other shapes."""
+    mask: Tensor | None = batch.get("attention_mask") if isinstance(batch, Mapping) else None
     if mask is None or predictions.ndim != 4 or mask.shape != (predictions.shape[0], predictions.shape[2]):
-        return predictions
-    hidden = mask[:, None, :, None].to(predictions.device) == 0  # [B, 1, S, 1]
-    return predictions.masked_fill(hidden, torch.nan)
+        return torch.zeros((), dtype=torch.bool, device=predictions.device)
+    return mask[:, None, :, None].to(predictions.device) == 0  # [B, 1, S, 1]
 
 
-def _gathered(row_ids: np.ndarray, predictions: Tensor, accelerator: Accelerator) -> tuple[np.ndarray, Tensor]:
-    """Rows and predictions of all processes in row order; rows called -1 are left out."""
-    if accelerator.num_processes == 1:
-        return row_ids, predictions
-    ids = torch.as_tensor(row_ids, dtype=torch.int64, device=accelerator.device)
-    predictions = predictions.to(accelerator.device)
-    for axis in range(predictions.ndim):
-        predictions = pad_across_processes(predictions, dim=axis, pad_index=torch.nan)
-    ids = gather(pad_across_processes(ids, dim=0, pad_index=-1)).cpu()
-    predictions = gather(predictions.contiguous()).cpu()
-    return ids[ids >= 0].numpy(), predictions[ids >= 0]
+def _gathered(
+    row_ids: Tensor, finite: Tensor, predictions: Tensor, accelerator: Accelerator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What all processes have, on the CPU, in row order; rows called -1 are left out."""
+    if accelerator.num_processes > 1:
+        for axis in range(predictions.ndim):
+            predictions = pad_across_processes(predictions, dim=axis, pad_index=torch.nan)
+        row_ids = gather(pad_across_processes(row_ids, dim=0, pad_index=-1))
+        finite = gather(pad_across_processes(finite.int(), dim=0, pad_index=1)).bool()
+        predictions = gather(predictions.contiguous())
+    row_ids, finite, predictions = row_ids.cpu(), finite.cpu(), predictions.cpu()
+    wanted = row_ids >= 0
+    return (row_ids, finite, predictions) if wanted.all() else (row_ids[wanted], finite[wanted], predictions[wanted])

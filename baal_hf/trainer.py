@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence, Sized
+from contextlib import nullcontext
+from copy import deepcopy
 from typing import Any
 
 import datasets
@@ -40,12 +42,12 @@ class BaalTransformersTrainer(Trainer):
     def __init__(
         self, model: nn.Module | None = None, *args: Any, posterior: Posterior | None = None, **kwargs: Any
     ) -> None:
-        if isinstance(model, MCDropoutModule):
-            model = model.parent_module
-        super().__init__(model, *args, **kwargs)
+        self._patched_with: Posterior | None = None
+        super().__init__(self._taken_over(model), *args, **kwargs)
         self.model: nn.Module
-        self.posterior = posterior or patched_posterior(self.model) or MCDropout()
-        unpatch_module(self.model)
+        self.posterior = posterior if posterior is not None else self._patched_with or MCDropout()
+        parts = {"optimizer": self.optimizer, "lr_scheduler": self.lr_scheduler}
+        self._given_states = {name: deepcopy(part.state_dict()) for name, part in parts.items() if part is not None}
 
     def predict_on_dataset(
         self, dataset: Any, iterations: int = 1, half: bool = False, ignore_keys: Sequence[str] | None = None
@@ -75,23 +77,33 @@ class BaalTransformersTrainer(Trainer):
         self, dataset: Any, iterations: int = 1, half: bool = False, ignore_keys: Sequence[str] | None = None
     ) -> Iterator[np.ndarray]:
         """What `predict_on_dataset` returns, batch after batch: arrays [B, C, *S, T] in the order of the dataset."""
-        for predictions in self._predictions(dataset, iterations, half, ignore_keys):
-            yield predictions.numpy()
+        return (part.numpy() for part in self._predictions(dataset, iterations, half, ignore_keys))
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Probabilities [B, C, *S] of the model's logits; override it for a model with another output.
+
+        The configuration's `problem_type` decides. Where it is None, one label means regression and several mean single
+        labels, as in transformers, which sets it when it first sees labels: set it yourself for multi-label models.
 
         Logits of three dimensions are taken as [B, S, C], a class vector for each token; of two as [B, C], of four or
         more as [B, C, *S].
         """
         if logits.ndim == 3:
             logits = logits.movedim(-1, 1)  # [B, C, S]
-        return probabilities(logits, _problem_type(extract_model_from_parallel(self.model)))
+        return probabilities(logits, _problem_type(extract_model_from_parallel(self.model, keep_torch_compile=False)))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
-        """Load weights into the model and forget optimizer and schedule, so that `train()` starts anew."""
+        """Load weights into the model and start optimizer and schedule anew, those given to the trainer too."""
         self.model.load_state_dict(state_dict, strict=strict)
-        self.optimizer, self.lr_scheduler = None, None
+        for name in ("optimizer", "lr_scheduler"):
+            if name in self._given_states:
+                getattr(self, name).load_state_dict(deepcopy(self._given_states[name]))
+            else:
+                setattr(self, name, None)
+
+    def call_model_init(self, trial: Any = None) -> Any:
+        """Trainer's own; a model that comes patched is taken over."""
+        return self._taken_over(super().call_model_init(trial))
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Trainer's own, once something is labelled.
@@ -103,64 +115,94 @@ class BaalTransformersTrainer(Trainer):
             raise ValueError("Training needs labelled rows, and there are none: call dataset.label_randomly(n) first.")
         return super().get_train_dataloader()
 
+    def _taken_over(self, model: nn.Module | None) -> nn.Module | None:
+        """The model without the patches of it or its parts; what they draw from is kept."""
+        if isinstance(model, MCDropoutModule):
+            model = model.parent_module
+        for part in model.modules() if model is not None else ():
+            self._patched_with = patched_posterior(part) or self._patched_with
+            unpatch_module(part)
+        return model
+
     def _predictions(
         self, dataset: Any, iterations: int, half: bool, ignore_keys: Sequence[str] | None
     ) -> Iterator[Tensor]:
-        model = extract_model_from_parallel(self.model)
-        if self.args.fp16_full_eval or self.args.bf16_full_eval:  # as Trainer's own evaluation does
-            model.to(dtype=torch.float16 if self.args.fp16_full_eval else torch.bfloat16)
-        inputs = self._input_names(model)
+        model = extract_model_from_parallel(self.model, keep_torch_compile=False)
+        collator = _InputCollator(self.data_collator, self._label_names, self._input_names(model))
+        precision = {self.args.fp16_full_eval: torch.float16, self.args.bf16_full_eval: torch.bfloat16}.get(True)
 
         def forward(model: nn.Module, batch: Any) -> Tensor:
-            return self.probabilities(_logits(model(**batch), ignore_keys or ()))
+            # Trainer's evaluation casts the weights for `*_full_eval`, for good; here they stay as they are.
+            with torch.autocast(self.args.device.type, precision) if precision else nullcontext():
+                outputs = model(**batch) if isinstance(batch, Mapping) else model(*batch)
+            return self.probabilities(_logits(outputs, ignore_keys or ()))
 
         batches = sample_predictions(
             model,
-            _columns(dataset, inputs, type(model).__name__),
+            _columns(dataset, collator, type(model).__name__),
             self.posterior,
             iterations,
             forward,
             self.accelerator,
             batch_size=self.args.per_device_eval_batch_size,
-            collate_fn=_InputCollator(self.data_collator, inputs),
+            collate_fn=collator,
             num_workers=self.args.dataloader_num_workers,
         )
         hidden = self.args.disable_tqdm or not self.is_world_process_zero()
-        with logging.tqdm(total=len(dataset), unit="row", desc=f"{iterations} draws", disable=hidden) as progress:
-            for predictions in batches:
-                yield predictions.half() if half else predictions
-                progress.update(len(predictions))
+        return _shown(batches, half, total=len(dataset), unit="row", desc=f"{iterations} draws", disable=hidden)
 
-    def _input_names(self, model: nn.Module) -> Container[str]:
-        """Names that reach the model: what its forward takes, or everything, without labels and row ids."""
-        labels = {"label", "labels", "label_ids", *self.label_names}
+    @property
+    def _label_names(self) -> set[str]:
+        return {"label", "labels", "label_ids", *self.label_names}
+
+    def _input_names(self, model: nn.Module) -> set[str] | None:
+        """What the model's forward takes; None where columns that it does not take are to be left."""
         if not self.args.remove_unused_columns:
-            return _AllBut({*labels, ROW_ID})
+            return None
         base = getattr(model, "get_base_model", lambda: model)()  # the forward of a PEFT model takes anything
-        return set(inspect.signature(base.forward).parameters) - labels
+        return set(inspect.signature(base.forward).parameters)
+
+
+def _shown(batches: Iterator[Tensor], half: bool, **progress: Any) -> Iterator[Tensor]:
+    with logging.tqdm(**progress) as bar:
+        for predictions in batches:
+            yield predictions.half() if half else predictions
+            bar.update(len(predictions))
 
 
 class _InputCollator:
-    """The data collator on rows without what does not reach the model. A class, so that workers can be given it."""
+    """The data collator on rows, and of batches, without what does not reach the model: labels, row ids, other columns.
 
-    def __init__(self, collator: Callable[[list[Any]], Any], inputs: Container[str]) -> None:
+    A class, so that worker processes can be given it.
+    """
+
+    def __init__(self, collator: Callable[[list[Any]], Any], labels: set[str], inputs: set[str] | None) -> None:
         self.collator = collator
+        self.labels = labels
         self.inputs = inputs
 
+    def wants(self, name: str) -> bool:
+        return name not in self.labels and name != ROW_ID and (self.inputs is None or name in self.inputs)
+
     def __call__(self, rows: list[Any]) -> Any:
-        return self.collator([{name: row[name] for name in row if name in self.inputs} for row in rows])
+        try:
+            batch = self.collator([self._wanted(row) for row in rows])
+        except KeyError as error:
+            raise ValueError(
+                f"The data collator asks for {error}, which predicting does not give it: labels are hidden in a pool. "
+                "Let it leave out what a row does not have."
+            ) from error
+        return self._wanted(batch)
+
+    def _wanted(self, row: Any) -> Any:
+        return {name: row[name] for name in row if self.wants(name)} if isinstance(row, Mapping) else row
 
 
-class _AllBut(frozenset[str]):
-    def __contains__(self, name: object) -> bool:
-        return not super().__contains__(name)
-
-
-def _columns(dataset: Any, inputs: Container[str], model: str) -> Any:
+def _columns(dataset: Any, collator: _InputCollator, model: str) -> Any:
     """The dataset without columns that the model does not take, which then need not be read."""
     if not isinstance(dataset, datasets.Dataset) or dataset.format["type"] == "custom":
         return dataset
-    columns = [name for name in dataset.column_names if name in inputs]
+    columns = [name for name in dataset.column_names if collator.wants(name)]
     if not columns:
         raise ValueError(
             f"{model} takes none of the dataset's columns {dataset.column_names}. Tokenize the dataset first, or set "

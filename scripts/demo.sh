@@ -4,4 +4,6 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" demo
 
-exec "$python" "$root/scripts/run_active_learning.py" --compare random --output_dir "$root/outputs/demo" "$@"
+# Settings for two processor cores and a few minutes: texts cut to 64 tokens, 200 random rows of the pool scored a round.
+exec "$python" "$root/scripts/run_active_learning.py" --compare random --output_dir "$root/outputs/demo" \
+    --max_length 64 --pool_sample 200 --iterations 10 --query_size 15 --rounds 5 "$@"

@@ -53,6 +53,7 @@ DEFAULTS = {
     "per_device_eval_batch_size": 32,
     "report_to": "none",
     "save_strategy": "no",
+    "ddp_find_unused_parameters": False,
     "logging_strategy": "no",
     "dataloader_pin_memory": torch.cuda.is_available(),
 }

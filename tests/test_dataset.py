@@ -631,3 +631,43 @@ def test_a_million_rows() -> None:
     assert seconds(lambda: len(dataset)) < 0.001  # no view is built for it
     for ask in (lambda: len(dataset), lambda: dataset.is_labelled(77), lambda: dataset.pool, lambda: dataset.labelled):
         assert seconds(ask, times=1000) < 20e-6
+
+
+def test_labels_alone_are_refused() -> None:
+    """A dataset whose only column is the label has nothing to predict from."""
+    with pytest.raises(ValueError, match=r"inputs beside labels, got the columns \['label'\]"):
+        ActiveLearningDataset(datasets.Dataset.from_dict({"label": [0, 1]}))
+
+
+@pytest.mark.parametrize("mask", [[True, False, False], np.array([True, False, False])])
+def test_masks_are_no_positions(mask: object) -> None:
+    """A mask is not read as the positions 1 and 0."""
+    dataset = ActiveLearningDataset(datasets.Dataset.from_dict({"x": [1, 2, 3], "label": [0, 1, 0]}))
+    with pytest.raises(TypeError, match="flatnonzero"):
+        dataset.label(mask)
+
+
+def test_strings_are_no_datasets() -> None:
+    """A name is not taken for a dataset of letters."""
+    with pytest.raises(TypeError, match="rows it can index, got str"):
+        ActiveLearningDataset("imdb")
+
+
+def test_minus_one_is_no_label() -> None:
+    """An own label of -1 in a column of whole numbers means that there is none; a given NaN is refused too."""
+    dataset = ActiveLearningDataset(datasets.Dataset.from_dict({"x": [1, 2], "label": [-1, 2]}))
+    with pytest.raises(ValueError, match="Row 0 needs a label"):
+        dataset.label(0)
+    scores = ActiveLearningDataset(datasets.Dataset.from_dict({"x": [1, 2], "label": [0.5, 2.0]}))
+    with pytest.raises(ValueError, match="NaN is none"):
+        scores.label(0, float("nan"))
+
+
+def test_events_are_checked() -> None:
+    """A state whose events say something unknown is refused."""
+    dataset = ActiveLearningDataset(datasets.Dataset.from_dict({"x": [1, 2], "label": [0, 1]}))
+    dataset.label(0)
+    state = dataset.state_dict()
+    state["events"][0]["action"] = "lable"
+    with pytest.raises(ValueError, match="labels or unlabels"):
+        dataset.load_state_dict(state)

@@ -26,7 +26,7 @@ FLOORS = [
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # What the siblings of a folder may import from it, besides nothing.
-SHARED = {"heuristics": {"base"}, "posterior": {"base", "masks", "switches"}}
+SHARED = {"heuristics": {"base"}, "posterior": {"answers", "base", "masks", "switches"}}
 SIBLINGS = {("posterior.patching", "posterior.dropout"): "patch_module is MCDropout, left in place"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))

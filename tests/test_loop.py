@@ -317,3 +317,11 @@ def test_max_sample_is_positive(max_sample) -> None:
     """A sample has one row or more; -1 is the whole pool."""
     with pytest.raises(ValueError, match=f"max_sample >= 1, or -1 for the whole pool, got {max_sample}"):
         ActiveLearningLoop(arrow(), uncertain, max_sample=max_sample)
+
+
+def test_heuristics_by_name() -> None:
+    """A heuristic may be named; an unknown name is refused at once."""
+    dataset = ActiveLearningDataset(datasets.Dataset.from_dict({"x": [1, 2], "label": [0, 1]}))
+    assert ActiveLearningLoop(dataset, len, "bald").heuristic.name == "BALD"
+    with pytest.raises(ValueError, match="out of bald"):
+        ActiveLearningLoop(dataset, len, "bold")

@@ -17,6 +17,7 @@ from transformers import (
     AutoModelForTokenClassification,
     AutoTokenizer,
     DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
     PreTrainedModel,
     Trainer,
     TrainingArguments,
@@ -29,6 +30,7 @@ from baal_hf import (
     ActiveLearningLoop,
     BaalTransformersTrainer,
     Entropy,
+    MCDropout,
     MCDropoutModule,
     patch_module,
 )
@@ -285,3 +287,116 @@ def test_models_that_return_something_else(
     probs = make(Other(), tokenizer, tmp_path).predict_on_dataset(rows, iterations=1)
     assert probs.shape == expected.shape
     np.testing.assert_allclose(probs.sum(1), 1, atol=1e-6)
+
+
+def test_patched_parts(model: PreTrainedModel, tokenizer: Any, rows: Dataset, tmp_path: Path) -> None:
+    """A patched part of the model is taken over as the whole would be."""
+    posterior = MCDropout(seed=7)
+    patch_module(model.bert, posterior=posterior)
+    trainer = make(model, tokenizer, tmp_path, eval_dataset=rows)
+    assert trainer.posterior is posterior
+    assert trainer.evaluate()["eval_loss"] == trainer.evaluate()["eval_loss"]
+    trainer.predict_on_dataset(rows, iterations=2)
+
+
+@pytest.mark.parametrize("wrap", [patch_module, MCDropoutModule])
+def test_makers_of_patched_models(
+    model: PreTrainedModel, tokenizer: Any, rows: Dataset, tmp_path: Path, wrap: Any
+) -> None:
+    """A patched model that model_init makes anew for each training is taken over each time."""
+    settings = {"report_to": "none", "save_strategy": "no", "use_cpu": True, "disable_tqdm": True, "max_steps": 1}
+    trainer = BaalTransformersTrainer(
+        model_init=lambda: wrap(AutoModelForSequenceClassification.from_config(model.config)),
+        args=TrainingArguments(str(tmp_path), dataloader_pin_memory=False, **settings),
+        processing_class=tokenizer,
+        train_dataset=rows,
+        eval_dataset=rows,
+    )
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] == trainer.evaluate()["eval_loss"]
+    assert trainer.predict_on_dataset(rows, iterations=2).std(-1).max() > 0
+
+
+def test_given_optimizers_stay(model: PreTrainedModel, tokenizer: Any, rows: Dataset, tmp_path: Path) -> None:
+    """load_state_dict starts an optimizer given to the trainer anew; it does not exchange it."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    settings = {"report_to": "none", "save_strategy": "no", "use_cpu": True, "disable_tqdm": True, "max_steps": 1}
+    trainer = BaalTransformersTrainer(
+        model,
+        TrainingArguments(str(tmp_path), dataloader_pin_memory=False, **settings),
+        processing_class=tokenizer,
+        train_dataset=rows,
+        optimizers=(optimizer, None),
+    )
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    for _ in range(2):
+        trainer.train()
+        assert optimizer.state
+        trainer.load_state_dict(weights)
+        assert not optimizer.state
+    assert getattr(trainer.optimizer, "optimizer", trainer.optimizer) is optimizer
+
+
+def test_full_half_precision_leaves_the_weights(
+    model: PreTrainedModel, tokenizer: Any, rows: Dataset, tmp_path: Path
+) -> None:
+    """bf16_full_eval predicts in bfloat16, near float32, and leaves the weights in float32."""
+    exact = make(model, tokenizer, tmp_path).predict_on_dataset(rows, iterations=2)
+    rough = make(model, tokenizer, tmp_path, bf16_full_eval=True).predict_on_dataset(rows, iterations=2)
+    assert not np.array_equal(rough, exact)
+    np.testing.assert_allclose(rough, exact, atol=0.01)
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+
+
+def test_what_a_model_caches_can_be_trained_on(tokenizer: Any, rows: Dataset, tmp_path: Path) -> None:
+    """A tensor that a model makes when it first predicts takes part in training afterwards."""
+
+    class Caching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale, self.dropout, self.cache = nn.Parameter(torch.ones(3)), nn.Dropout(0.5), None
+            self.config = AutoConfig.from_pretrained(get_model_path(), num_labels=3)
+
+        def forward(self, input_ids: Tensor) -> Any:
+            if self.cache is None:
+                self.cache = torch.arange(3.0)
+            return {"logits": self.dropout(self.scale * self.cache + input_ids[:, :1])}
+
+    network = Caching()
+    make(network, tokenizer, tmp_path).predict_on_dataset(rows, iterations=2)
+    network(torch.ones(2, 3))["logits"].sum().backward()
+    assert network.scale.grad is not None
+
+
+def test_collators(model: PreTrainedModel, tokenizer: Any, rows: Dataset, tmp_path: Path) -> None:
+    """Labels that a collator makes do not reach the model; one that asks for labels is told why there are none."""
+    pad = DataCollatorWithPadding(tokenizer)
+
+    def makes_labels(features: list[Any]) -> Any:
+        return {**pad(features), "labels": torch.full((len(features),), -1)}
+
+    def asks_for_labels(features: list[Any]) -> Any:
+        return {**pad(features), "labels": torch.tensor([row["label"] for row in features])}
+
+    expected = make(model, tokenizer, tmp_path).predict_on_dataset(rows, iterations=1)
+    probs = make(model, tokenizer, tmp_path, data_collator=makes_labels).predict_on_dataset(rows, iterations=1)
+    np.testing.assert_array_equal(probs, expected)
+    with pytest.raises(ValueError, match=r"collator asks for 'label'.*hidden in a pool"):
+        make(model, tokenizer, tmp_path, data_collator=asks_for_labels).predict_on_dataset(rows, iterations=1)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "iterations", "message"),
+    [
+        ({"train": [1]}, 1, "got dict"),
+        ([{"input_ids": [1]}], "3", "whole number"),
+        ([{"input_ids": [1]}], 2.5, "whole number"),
+        (iter([1]), 1, "with a length"),
+    ],
+)
+def test_wrong_types(
+    model: PreTrainedModel, tokenizer: Any, tmp_path: Path, dataset: Any, iterations: Any, message: str
+) -> None:
+    """Several datasets, a stream and half an iteration are refused at the call, not at the first batch."""
+    with pytest.raises(TypeError, match=message):
+        make(model, tokenizer, tmp_path).predict_on_dataset_generator(dataset, iterations=iterations)

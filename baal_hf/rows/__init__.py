@@ -30,7 +30,7 @@ def rows_of(
     if isinstance(dataset, Mapping):
         raise TypeError(f"ActiveLearningDataset needs one dataset, got several: pass one of {list(dataset)}.")
     indexable = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
-    if not indexable or isinstance(dataset, IterableDataset):
+    if not indexable or isinstance(dataset, IterableDataset | str | bytes):
         raise TypeError(f"ActiveLearningDataset needs rows it can index, got {type(dataset).__name__}.")
     if len(dataset) == 0:
         raise ValueError("ActiveLearningDataset needs at least one row, got an empty dataset.")
@@ -40,6 +40,8 @@ def rows_of(
         return TorchRows(dataset, label_column, make_unlabelled, specifics)
     if make_unlabelled is not None:
         raise ValueError("make_unlabelled is for torch datasets: the label column of a datasets.Dataset is left out.")
+    if not set(dataset.column_names) - {"label", "labels", label_column}:
+        raise ValueError(f"ActiveLearningDataset needs inputs beside labels, got the columns {dataset.column_names}.")
     if label_column is None:
         columns = [name for name in ("label", "labels") if name in dataset.column_names]
         if len(columns) == 2:

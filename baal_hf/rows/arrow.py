@@ -79,6 +79,8 @@ class ArrowRows:
             )
         labels = self._own_labels(row_ids) if labels is None else [plain(label) for label in labels]
         labels = [_with_classes(label, self._feature) for label in labels]
+        if any(isinstance(label, float) and label != label for label in labels):
+            raise ValueError(f"The labels are {self._feature}, NaN is none: leave that row in the pool.")
         try:
             array = pa.array(labels, type=self._type)  # takes no other type, but cuts 1.5 to 1
             if not isinstance(self._type, pa.ExtensionType):
@@ -99,7 +101,7 @@ class ArrowRows:
             )
         own = self._original.data.column(self._column).take(pa.array(self._positions[row_ids])).to_pylist()
         for row_id, label in zip(row_ids, own, strict=True):
-            if label is None or label != label or (isinstance(self._feature, ClassLabel) and label == -1):
+            if label is None or label != label or (label == -1 and pa.types.is_integer(self._type)):
                 raise ValueError(f"Row {row_id} needs a label: its own in the dataset is {label}. Pass one.")
         return list(own)
 

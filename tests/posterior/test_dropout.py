@@ -9,10 +9,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, BertConfig, PreTrainedModel, set_seed
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    LongformerConfig,
+    LongformerForSequenceClassification,
+    PreTrainedModel,
+    XGLMConfig,
+    XGLMForCausalLM,
+    set_seed,
+)
 
 from baal_hf import MCDropout
-from baal_hf.posterior import dropout as dropout_file
+from baal_hf.posterior import answers, dropout
 
 
 def batch(lengths: list[int], seed: int = 0) -> dict[str, Tensor]:
@@ -171,8 +180,8 @@ def test_attention_without_noise_is_torchs(mask: str, causal: bool, monkeypatch:
     if causal and mask != "none":
         pytest.skip("torch allows one of the two")
     keep_all = lambda key, heads, queries, keys, p, device: torch.ones(heads, queries, keys)  # noqa: E731
-    monkeypatch.setattr(dropout_file, "attention_mask", keep_all)
-    monkeypatch.setattr(dropout_file, "_TILE_CPU", 200)
+    monkeypatch.setattr(dropout, "attention_mask", keep_all)
+    monkeypatch.setattr(answers, "_TILE_CPU", 200)
     query, key, value = torch.randn(5, 4, 6, 8), torch.randn(5, 2, 9, 8), torch.randn(5, 2, 9, 8)
     allowed = torch.rand(5, 1, 6, 9) > 0.3
     allowed[..., 0] = True
@@ -260,7 +269,7 @@ def test_expert_routing_does_not_shift_masks() -> None:
 def test_reused_module_has_a_mask_for_each_use() -> None:
     """A module that runs twice in a pass is two sites, and the second pass finds the first pass's masks."""
     layer = nn.Dropout(0.5)
-    network = Calling(lambda: torch.stack([layer(torch.ones(200)), layer(torch.ones(200))]))
+    network = Calling(lambda: torch.stack([layer(torch.ones(1, 200)), layer(torch.ones(1, 200))]))
     network.add_module("layer", layer)
     with MCDropout().draw(network, 0):
         first, second = network(), network()
@@ -322,5 +331,90 @@ def test_threads_do_not_disturb_each_other() -> None:
         thread = threading.Thread(target=lambda: outputs.append(other(torch.ones(100))))
         thread.start()
         thread.join()
-        assert drawn_model(torch.ones(100)).unique().tolist() == [0.0, 2.0]
+        assert drawn_model(torch.ones(1, 100)).unique().tolist() == [0.0, 2.0]
     assert torch.equal(outputs[0], torch.ones(100))
+
+
+def large(network: nn.Module) -> nn.Module:
+    """The model with weights so large that a mask on the wrong place shows in the output."""
+    with torch.no_grad():
+        for name, weight in network.named_parameters():
+            if weight.ndim > 1 and "embed" not in name:
+                weight.normal_(0, 0.5, generator=torch.Generator().manual_seed(len(name)))
+    return network.eval()
+
+
+def test_windowed_attention_does_not_see_the_padding() -> None:
+    """Longformer keeps its weights as [B, L, H, window]: a row is the same whatever the length of the batch."""
+    config = LongformerConfig(
+        vocab_size=20000, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        attention_window=4, max_position_embeddings=64, pad_token_id=0,
+    )  # fmt: skip
+    network = large(LongformerForSequenceClassification(config))
+    inputs = batch([5, 23])
+    together = drawn(network, MCDropout(), 0, **inputs)
+    alone = drawn(network, MCDropout(), 0, **{name: value[:1, :5] for name, value in inputs.items()})
+    torch.testing.assert_close(alone[0], together[0], rtol=0, atol=1e-4)
+
+
+def test_merged_heads_do_not_see_left_padding() -> None:
+    """XGLM keeps its weights as [B·H, L, S]: heads have masks of their own, and left padding shifts none of them."""
+    config = XGLMConfig(
+        vocab_size=20000, d_model=16, ffn_dim=32, num_layers=2, attention_heads=4, max_position_embeddings=64,
+        attention_dropout=0.4, dropout=0.0, activation_dropout=0.0,
+    )  # fmt: skip
+    network = large(XGLMForCausalLM(config))
+    ids = batch([6])["input_ids"]
+    padded = {
+        "input_ids": F.pad(ids, (3, 0)).repeat(2, 1),
+        "attention_mask": F.pad(torch.ones_like(ids), (3, 0)).repeat(2, 1),
+        "position_ids": F.pad(torch.arange(6)[None], (3, 0)).repeat(2, 1),
+    }
+    alone = drawn(network, MCDropout(), 0, input_ids=ids, position_ids=torch.arange(6)[None])
+    for row in drawn(network, MCDropout(), 0, **padded):
+        torch.testing.assert_close(row[3:], alone[0], rtol=0, atol=1e-4)
+    with torch.inference_mode():
+        deterministic = network(input_ids=ids).logits
+    assert not torch.allclose(alone, deterministic, atol=1e-2)
+
+
+def test_one_number_a_row_shares_one_coin() -> None:
+    """Dropout on a vector with a number for each row treats rows alike, in any order."""
+    layer, x = nn.Dropout(0.5), torch.rand(6)
+    for t in range(8):
+        with MCDropout().draw(layer, t):
+            torch.testing.assert_close(layer(x).flip(0), layer(x.flip(0)))
+
+
+@pytest.mark.parametrize("masks", ["shared", "fresh"])
+def test_all_dropped(masks: str) -> None:
+    """p = 1 gives zeros, as in torch."""
+    layer = nn.Dropout(1.0)
+    with MCDropout(masks=masks).draw(layer, 0):  # type: ignore[arg-type]
+        assert layer(torch.ones(2, 5)).tolist() == [[0.0] * 5] * 2
+
+
+def test_recurrent_dropout_is_refused() -> None:
+    """Dropout between the layers of torch's own LSTM cannot be reached, and that is said."""
+    network = nn.Sequential(nn.LSTM(3, 3, num_layers=2, dropout=0.5), nn.Dropout(0.5))
+    with pytest.raises(ValueError, match="between the layers of 0 LSTM"), MCDropout().draw(network, 0):
+        pass
+    with MCDropout().draw(nn.LSTM(3, 3, num_layers=2), 0):
+        pass
+
+
+def test_compiled_models_draw_the_same(model: PreTrainedModel) -> None:
+    """A wrapper around the model changes no site's name, and so no mask."""
+    compiled = torch.compile(model, backend="eager")
+    inputs = batch([6, 9])
+    expected = drawn(model, MCDropout(), 0, **inputs)
+    with torch.inference_mode(), MCDropout().draw(compiled, 0):
+        torch.testing.assert_close(model(**inputs).logits, expected)
+
+
+def test_attention_of_one_row_alone() -> None:
+    """Attention takes [L, E] too."""
+    query = torch.randn(4, 8)
+    network = Calling(lambda: F.scaled_dot_product_attention(query, query, query, dropout_p=0.5))
+    with MCDropout().draw(network, 0):
+        assert network().shape == (4, 8)
