@@ -35,8 +35,8 @@ class MCDropout:
     With `masks="shared"` (default) a draw is one network, the same for every row. A mask is named by (seed, t, site),
     a site by the module's path and the ordinal of the call within it. To make the output of a row independent of the
     batch and of padding, a mask is also shared by positions: hidden states [B, L, d] lose the same features at each
-    position, attention weights [B, H, L, L] are kept or dropped by head and distance from query to key, images
-    [B, C, H, W] likewise by channel and diagonal. Each unit is still dropped with probability p; noise no longer
+    position, attention weights [B, H, L, L] or [B·H, L, L] are kept or dropped by head and distance from query to key,
+    images [B, C, H, W] likewise by channel and diagonal, and a vector [B] as a whole. Each unit is still dropped with probability p; noise no longer
     averages out over positions, so the spread of pooled outputs is somewhat larger than with independent masks.
 
     With `masks="fresh"` every unit of every row and pass has its own coin, as in the textbook. Draws are then not
@@ -67,7 +67,8 @@ class MCDropout:
         """Make `model` the t-th network for the length of a `with` block.
 
         Raises:
-            ValueError: `t` is negative, or the block ran the model and no dropout with p > 0 was met.
+            ValueError: `t` is negative, the block ran the model and no dropout with p > 0 was met, or the model has an
+                `nn.LSTM`, `nn.GRU` or `nn.RNN` with dropout between its layers, which cannot be reached.
             TypeError: `model` is wrapped in `nn.DataParallel`, whose threads a draw does not reach.
             RuntimeError: A draw of this model, or another draw in this thread, is open already.
         """

@@ -3,7 +3,8 @@
 Most dropout passes `training` on to a torch function, where a draw can answer it whatever the flag. Attention modules
 however write `dropout=self.p if self.training else 0.0`: unless their flag is on, the rate never reaches torch. A draw
 must switch these on, and these alone: a flag also governs batch norm, LayerDrop, SpecAugment, router noise and gradient
-checkpointing, all of which stay as in evaluation.
+checkpointing, all of which stay as in evaluation. (Where a class hides a dropout and other noise behind one flag, the
+other noise comes with it.)
 """
 
 from __future__ import annotations
