@@ -111,7 +111,7 @@ def _attention(
         weights = scores.softmax(-1, dtype=torch.float32) * keep[rows]  # [b, *H, L, S]
         return weights.to(value.dtype) @ value[rows]  # [b, *H, L, E]
 
-    # Weights of a few rows at a time: they stay in the processor's cache, which halves the time, and bound memory.
+    # Weights of a few rows at a time: they stay in the processor's cache, and bound memory.
     size = max(1, (_TILE_CPU if query.device.type == "cpu" else _TILE) // math.prod(shape[1:]))
     return torch.cat([attended(slice(first, first + size)) for first in range(0, shape[0], size)])
 

@@ -43,7 +43,7 @@ def attention_mask(key: str, heads: int, queries: int, keys: int, p: float, devi
     return band.unfold(1, keys, 1).flip(1)  # [heads, queries, keys]
 
 
-# What is cached is the coins, a byte each, in main memory: at most some tens of MB for all but the largest models.
+# What is cached is the coins, a byte each, in main memory; an accelerator holds a mask only while it is used.
 @lru_cache(maxsize=1024)
 def _kept_features(key: str, size: int, p: float) -> Tensor:
     return _coins(generator(key).random(size) >= p)
