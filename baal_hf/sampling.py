@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,9 @@ from baal_hf.posterior import Posterior
 
 Forward = Callable[[nn.Module, Any], Tensor]
 """One pass: (model, batch) -> predictions [B, C, *S], probabilities or regressed values."""
+
+# Batches for which the weights of a draw are put in place once.
+_BATCHES_A_SWAP = 64
 
 
 def sample_predictions(
@@ -66,12 +70,18 @@ def sample_predictions(
         pin_memory=accelerator.device.type == "cuda",
     )
 
-    def predicted(batch: Any) -> Tensor:
+    def passed(network: nn.Module, batch: Any) -> Tensor:
         with torch.no_grad(), accelerator.autocast():  # inference mode would spoil what a model caches for training
-            return _draws(model, send_to_device(batch, accelerator.device), posterior, iterations, forward)
+            return forward(network, send_to_device(batch, accelerator.device))
 
-    rounds = ((predicted(batch), batch, rows, is_turn) for batch, (rows, is_turn) in zip(loader, mine, strict=True))
-    return _in_order(rounds, len(dataset), accelerator)
+    def rounds() -> Iterator[tuple[Tensor, Any, range, bool]]:
+        turns = zip(loader, mine, strict=True)
+        while chunk := list(islice(turns, _BATCHES_A_SWAP if posterior.swaps_weights else 1)):
+            predictions = _draws(model, [batch for batch, _ in chunk], posterior, iterations, passed)
+            for predicted, (batch, (rows, is_turn)) in zip(predictions, chunk, strict=True):
+                yield predicted, batch, rows, is_turn
+
+    return _in_order(rounds(), len(dataset), accelerator)
 
 
 def _in_order(
@@ -136,12 +146,16 @@ def _turns(batches: list[range], processes: int, process: int) -> list[tuple[ran
     return [(batches[min(index, len(batches) - 1)], index < len(batches)) for index in indices]
 
 
-def _draws(model: nn.Module, batch: Any, posterior: Posterior, iterations: int, forward: Forward) -> Tensor:
-    passes = []
+def _draws(
+    model: nn.Module, batches: list[Any], posterior: Posterior, iterations: int, forward: Forward
+) -> list[Tensor]:
+    """Predictions for each of the batches, whose draws are opened once for all of them."""
+    passes: list[list[Tensor]] = [[] for _ in batches]
     for t in range(iterations):
         with posterior.draw(model, t):
-            passes.append(forward(model, batch))  # [B, C, *S]
-    return torch.stack(passes, dim=-1)  # [B, C, *S, T]
+            for batch, drawn in zip(batches, passes, strict=True):
+                drawn.append(forward(model, batch))  # [B, C, *S]
+    return [torch.stack(drawn, dim=-1) for drawn in passes]  # [B, C, *S, T] each
 
 
 def _padding(batch: Any, predictions: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from transformers import Trainer
 from transformers.utils import logging
 
 from baal_hf.arrays import probabilities
-from baal_hf.posterior import MCDropout, MCDropoutModule, Posterior, unpatch_module
+from baal_hf.posterior import BayesianModule, MCDropout, Posterior, unpatch_module
 from baal_hf.posterior.patching import patched_posterior
 from baal_hf.rows import ROW_ID
 from baal_hf.sampling import concatenated, sample_predictions
@@ -32,7 +32,8 @@ class BaalTransformersTrainer(Trainer):
     Args:
         *args: As for Trainer.
         posterior: What to draw from, `MCDropout()` by default. A model that was given to `patch_module` or
-            `MCDropoutModule` is unpatched and its posterior taken over, so that evaluation stays deterministic.
+            a `BayesianModule` (`MCDropoutModule`) is unpatched and its posterior taken over, so that evaluation stays
+            deterministic.
         **kwargs: As for Trainer.
 
     Attributes:
@@ -117,7 +118,7 @@ class BaalTransformersTrainer(Trainer):
 
     def _taken_over(self, model: nn.Module | None) -> nn.Module | None:
         """The model without the patches of it or its parts; what they draw from is kept."""
-        if isinstance(model, MCDropoutModule):
+        if isinstance(model, BayesianModule):
             model = model.parent_module
         for part in model.modules() if model is not None else ():
             self._patched_with = patched_posterior(part) or self._patched_with

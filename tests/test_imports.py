@@ -26,8 +26,14 @@ FLOORS = [
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # What the siblings of a folder may import from it, besides nothing.
-SHARED = {"heuristics": {"base"}, "posterior": {"answers", "base", "masks", "switches"}}
-SIBLINGS = {("posterior.patching", "posterior.dropout"): "patch_module is MCDropout, left in place"}
+SHARED = {
+    "heuristics": {"base"},
+    "posterior": {"answers", "base", "masks", "network", "places", "report", "switches", "weights"},
+}
+SIBLINGS = {
+    ("posterior.patching", "posterior.dropout"): "patch_module is MCDropout, left in place",
+    ("posterior.patching", "posterior.dropconnect"): "MCDropoutConnectModule is MCDropConnect, left in place",
+}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -1,11 +1,18 @@
-"""What every posterior promises."""
+"""What every posterior promises, and the guard that they share."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, runtime_checkable
 
+from accelerate.utils import extract_model_from_parallel
 from torch import nn
+from torch.nn.parallel import DataParallel
+
+_open_draws: dict[int, int] = {}  # id of the model -> id of the thread that has a draw of it open
+_open_draws_lock = threading.Lock()
 
 
 @runtime_checkable
@@ -18,15 +25,47 @@ class Posterior(Protocol):
 
     Attributes:
         size: Number of different draws there are; None means no limit.
+        swaps_weights: Whether opening a draw costs as much as running batches: many are then run in one opening.
     """
 
     size: int | None
+    swaps_weights: bool
 
     def draw(self, model: nn.Module, t: int) -> AbstractContextManager[None]:
         """Turn `model` into the t-th network for the length of a `with` block, and back again.
 
         Raises:
             ValueError: `t` is negative or beyond `size`.
-            RuntimeError: A draw is open already.
+            TypeError: `model` is wrapped in `nn.DataParallel`.
+            RuntimeError: A draw of this model, or another draw in this thread, is open already.
         """
         ...
+
+
+@contextmanager
+def opened(posterior: Posterior, model: nn.Module, t: int) -> Iterator[nn.Module]:
+    """The bare model inside `model`, for the one draw that may be open of it and in this thread.
+
+    Raises:
+        ValueError: `t` is negative or beyond the posterior's size.
+        TypeError: `model` is wrapped in `nn.DataParallel`, whose replicas a draw does not reach.
+        RuntimeError: A draw of this model, or another draw in this thread, is open already.
+    """
+    if t < 0:
+        raise ValueError(f"A draw is numbered from 0, got t={t}.")
+    if posterior.size is not None and t >= posterior.size:
+        draws = f"{posterior.size} draw{'s' if posterior.size > 1 else ''}, numbered from 0"
+        raise ValueError(f"{type(posterior).__name__} has {draws}, got t={t}. MCDropout has any number.")
+    if isinstance(model, DataParallel):
+        raise TypeError(f"{type(posterior).__name__} cannot reach the replicas of nn.DataParallel: pass its `.module`.")
+    bare: nn.Module = extract_model_from_parallel(model, keep_torch_compile=False)
+    thread = threading.get_ident()
+    with _open_draws_lock:
+        if id(bare) in _open_draws or thread in _open_draws.values():
+            raise RuntimeError("A posterior draw is open already: close its `with` block before the next draw.")
+        _open_draws[id(bare)] = thread
+    try:
+        yield bare
+    finally:
+        with _open_draws_lock:
+            del _open_draws[id(bare)]

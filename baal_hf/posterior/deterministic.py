@@ -7,15 +7,20 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from baal_hf.posterior.base import opened
+from baal_hf.posterior.switches import evaluation_flags
+
 
 class Deterministic:
     """The model in evaluation mode as the one and only draw.
 
     Attributes:
         size: 1.
+        swaps_weights: False.
     """
 
     size: int | None = 1
+    swaps_weights = False
 
     @contextmanager
     def draw(self, model: nn.Module, t: int) -> Iterator[None]:
@@ -23,13 +28,8 @@ class Deterministic:
 
         Raises:
             ValueError: `t` is not 0.
+            TypeError: `model` is wrapped in `nn.DataParallel`.
+            RuntimeError: A draw of this model, or another draw in this thread, is open already.
         """
-        if t != 0:
-            raise ValueError(f"A deterministic model has one draw, t=0, got t={t}. Use MCDropout for iterations > 1.")
-        before = [(module, module.training) for module in model.modules()]
-        try:
-            model.eval()
+        with opened(self, model, t) as network, evaluation_flags(network):
             yield
-        finally:
-            for module, training in before:
-                module.training = training

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import blake2b
 
@@ -13,10 +15,17 @@ from torch import Tensor
 _POSITIONS = 64
 
 
-def generator(key: str) -> np.random.Generator:
-    """Counter-based random numbers named by `key`: the same key, the same numbers, everywhere (Salmon et al., 2011)."""
+def kept(key: str, size: int, p: float) -> np.ndarray:
+    """Coins named by `key`, true with probability 1 − p to within 2⁻³²; those of a shorter row begin a longer one.
+
+    The numbers are counter-based: the same key, the same coins, everywhere (Salmon et al., 2011).
+
+    Returns:
+        bool, [size].
+    """
     digest = blake2b(key.encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "big")))
+    numbers = np.random.Philox(key=int.from_bytes(digest, "big")).random_raw(-(-size // 2))  # 64 bits each
+    return np.asarray(numbers.astype("<u8", copy=False).view("<u4")[:size] >= round(p * 2**32))
 
 
 def feature_mask(key: str, size: int, p: float, device: torch.device) -> Tensor:
@@ -43,25 +52,38 @@ def attention_mask(key: str, heads: int, queries: int, keys: int, p: float, devi
     return band.unfold(1, keys, 1).flip(1)  # [heads, queries, keys]
 
 
+def fresh_mask(shape: Sequence[int], p: float, generator: torch.Generator) -> Tensor:
+    """Scaled keep mask with a coin of the generator for each unit.
+
+    Returns:
+        float32 on the generator's device, of `shape`.
+    """
+    # Whole words, two coins each: `bernoulli_` is many times slower on a processor.
+    units = math.prod(shape)
+    words = torch.empty(-(-units // 2), dtype=torch.int64, device=generator.device)
+    coins = words.random_(-(2**63), None, generator=generator).view(torch.int32)[:units]
+    return _scaled((coins >= min(round(p * 2**32), 2**32 - 1) - 2**31).view(tuple(shape)), p, generator.device)
+
+
 # What is cached is the coins, a byte each, in main memory; an accelerator holds a mask only while it is used.
 @lru_cache(maxsize=1024)
 def _kept_features(key: str, size: int, p: float) -> Tensor:
-    return _coins(generator(key).random(size) >= p)
+    return _coins(kept(key, size, p))
 
 
 @lru_cache(maxsize=1024)
 def _kept_distances(key: str, heads: int, length: int, p: float) -> Tensor:
     # Drawn in the order of distances 0, 1, −1, 2, −2, ...: the numbers of a shorter mask begin those of a longer one.
     outward = np.concatenate([np.arange(2 * length - 2, 0, -2), np.arange(0, 1), np.arange(1, 2 * length - 2, 2)])
-    kept = [generator(f"{key}/{head}").random(2 * length - 1)[outward] >= p for head in range(heads)]
-    return _coins(np.stack(kept))  # [heads, 2·length − 1]
+    by_head = [kept(f"{key}/{head}", 2 * length - 1, p)[outward] for head in range(heads)]
+    return _coins(np.stack(by_head))  # [heads, 2·length − 1]
 
 
-def _coins(kept: np.ndarray) -> Tensor:
+def _coins(coins: np.ndarray) -> Tensor:
     # Used by passes of every kind: a tensor made in inference mode could not take part in a backward pass.
     with torch.inference_mode(False):
-        return torch.from_numpy(kept)
+        return torch.from_numpy(coins)
 
 
-def _scaled(kept: Tensor, p: float, device: torch.device) -> Tensor:
-    return kept.to(device).float() / (1 - p) if p < 1 else torch.zeros(kept.shape, device=device)
+def _scaled(coins: Tensor, p: float, device: torch.device) -> Tensor:
+    return coins.to(device).float().mul_(1 / (1 - p)) if p < 1 else torch.zeros(coins.shape, device=device)

@@ -1,28 +1,21 @@
-"""Baal's interface to MC dropout: models whose every forward pass in evaluation mode is a new draw."""
+"""Baal's interface: models whose every forward pass in evaluation mode is a draw."""
 
 from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torch import nn
-from torch.nn.modules import dropout as kinds
 
 from baal_hf.posterior.base import Posterior
+from baal_hf.posterior.dropconnect import MCDropConnect
 from baal_hf.posterior.dropout import MCDropout
+from baal_hf.posterior.report import dropout_report
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
-
-_DROPOUTS = (
-    kinds.Dropout,
-    kinds.Dropout1d,
-    kinds.Dropout2d,
-    kinds.Dropout3d,
-    kinds.AlphaDropout,
-    kinds.FeatureAlphaDropout,
-)
 
 
 class _Patched(nn.Module):
@@ -36,27 +29,39 @@ class _Patched(nn.Module):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.training:
             return super().__call__(*args, **kwargs)
-        self.patch.passes += 1
-        with self.patch.posterior.draw(self, self.patch.passes - 1):
+        t = self.patch.next_draw
+        if not self.patch.consistent:
+            self.patch.next_draw += 1
+        with self.patch.posterior.draw(self, t):
             return super().__call__(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> Any:
+        if self.patch.consistent and not mode:
+            self.patch.next_draw += 1
+        return super().train(mode)
 
 
 @dataclass
 class _Patch:
     posterior: Posterior
     unpatched: type[nn.Module]
-    passes: int = 0
+    consistent: bool
+    next_draw: int = 0
 
 
-def patch_module(module: ModuleT, inplace: bool = True, posterior: Posterior | None = None) -> ModuleT:
-    """Make every forward pass of a module in evaluation mode a new draw from its dropout.
+def patch_module(
+    module: ModuleT, inplace: bool = True, posterior: Posterior | None = None, consistent: bool = False
+) -> ModuleT:
+    """Make the forward passes of a module in evaluation mode draws from its dropout.
 
     No layer is replaced: parameters, state dict keys and training mode stay as they were.
 
     Args:
         module: Any module with dropout.
         inplace: Patch this module, or a deep copy of it.
-        posterior: What to draw from; by default `MCDropout(masks="fresh")`, the textbook's noise.
+        posterior: What to draw from; by default `MCDropout(masks="fresh")`, the textbook's noise, or `MCDropout()` if
+            consistent.
+        consistent: Stay with one draw until `eval()` is called again, instead of drawing at each pass.
 
     Returns:
         The patched module.
@@ -66,16 +71,20 @@ def patch_module(module: ModuleT, inplace: bool = True, posterior: Posterior | N
     """
     if isinstance(module, _Patched):
         raise ValueError(f"This {type(module).__name__} is patched already; unpatch_module undoes it.")
-    if not _has_dropout(module):
-        warnings.warn(
-            f"patch_module found no dropout with a rate above 0 in {type(module).__name__}: its passes would all be "
-            "equal. Load it with a dropout rate in its configuration.",
-            UserWarning,
-            stacklevel=2,
-        )
+    if posterior is None:
+        posterior = MCDropout(masks="shared" if consistent else "fresh")
+        report = dropout_report(module)
+        if not report.fires:
+            warnings.warn(
+                f"patch_module found no dropout with a rate above 0 in {type(module).__name__}: its passes would all "
+                "be equal. Load it with a dropout rate in its configuration, or give "
+                f"posterior=MCDropout(p=0.1).\n{report}",
+                UserWarning,
+                stacklevel=2,
+            )
     module = module if inplace else copy.deepcopy(module)
     kind = type(module)
-    module.patch = _Patch(posterior or MCDropout(masks="fresh"), kind)  # type: ignore[assignment]
+    module.patch = _Patch(posterior, kind, consistent)  # type: ignore[assignment]
     module.__class__ = type(kind.__name__, (_Patched, kind), {"__module__": kind.__module__})
     return module
 
@@ -94,21 +103,26 @@ def patched_posterior(module: nn.Module) -> Posterior | None:
     return module.patch.posterior if isinstance(module, _Patched) else None
 
 
-class MCDropoutModule(nn.Module):
-    """A module wrapped so that each forward pass in evaluation mode is a new draw from its dropout.
+class BayesianModule(nn.Module):
+    """A module wrapped so that its forward passes in evaluation mode are draws from a posterior.
 
     Attributes that the wrapper lacks are the module's. As a context manager it unpatches the module on leaving.
 
     Args:
-        module: Any module with dropout; patched in place.
+        module: Any module; patched in place.
+        posterior: What to draw from; as for `patch_module`.
+        consistent: Stay with one draw until `eval()` is called again.
 
     Attributes:
         parent_module: The module.
+
+    Raises:
+        ValueError: The module is patched already.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, posterior: Posterior | None = None, consistent: bool = False) -> None:
         super().__init__()
-        self.parent_module = patch_module(module)
+        self.parent_module = patch_module(module, posterior=posterior, consistent=consistent)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """A pass of the module."""
@@ -118,7 +132,7 @@ class MCDropoutModule(nn.Module):
         """The module as it was before."""
         return unpatch_module(self.parent_module)
 
-    def __enter__(self) -> MCDropoutModule:
+    def __enter__(self) -> BayesianModule:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -131,12 +145,39 @@ class MCDropoutModule(nn.Module):
             return getattr(super().__getattr__("parent_module"), name)
 
 
-def _has_dropout(module: nn.Module) -> bool:
-    return any(
-        part.p > 0 if isinstance(part, _DROPOUTS) else any(_is_rate(*entry) for entry in vars(part).items())
-        for part in module.modules()
-    )
+class MCDropoutModule(BayesianModule):
+    """A module whose every pass in evaluation mode drops out anew: independent masks for each row and unit.
+
+    Args:
+        module: Any module with dropout; patched in place.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
 
 
-def _is_rate(name: str, value: object) -> bool:
-    return "drop" in name and isinstance(value, float) and 0 < value < 1
+class MCConsistentDropoutModule(BayesianModule):
+    """A module that is one network drawn from its dropout, for all rows, until `eval()` draws the next.
+
+    Args:
+        module: Any module with dropout; patched in place.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module, consistent=True)
+
+
+class MCDropoutConnectModule(BayesianModule):
+    """A module whose every pass in evaluation mode drops some of the trained weights (Mobiny et al., 2019; 1906.04569).
+
+    Args:
+        module: Any module; patched in place, its weights untouched.
+        layers: Which layers, by class; as for `MCDropConnect`.
+        weight_dropout: Probability that a weight is dropped, in (0, 1).
+
+    Raises:
+        ValueError: `layers` names an unknown class, or `weight_dropout` is not in (0, 1).
+    """
+
+    def __init__(self, module: nn.Module, layers: Sequence[str] = ("Linear",), weight_dropout: float = 0.2) -> None:
+        super().__init__(module, posterior=MCDropConnect(layers, weight_dropout))

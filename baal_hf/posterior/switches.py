@@ -15,6 +15,7 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from types import FunctionType
 
 from torch import nn
 
@@ -26,22 +27,28 @@ def gates_dropout(kind: type[nn.Module]) -> bool:
     True for `rate if self.training else 0.0` (either way round) and for `if self.training: ... dropout(...)`, in any
     method of the class or its ancestors. Where Python has no source to read, the names used by the code decide.
     """
-    methods = [
-        method
-        for ancestor in kind.__mro__[: kind.__mro__.index(nn.Module)]
-        if not ancestor.__module__.startswith("torch.")
-        for method in vars(ancestor).values()
-        if inspect.isfunction(method) and "training" in method.__code__.co_names
-    ]
-    return any(_gates(method) for method in methods)
+    return any(_gates(method) for method in own_methods(kind) if "training" in method.__code__.co_names)
 
 
-def _gates(method: object) -> bool:
+def own_methods(kind: type[nn.Module]) -> list[FunctionType]:
+    """The methods of a class and its ancestors, but for torch's own."""
+    ancestors = [ancestor for ancestor in kind.__mro__ if not ancestor.__module__.startswith("torch.")]
+    return [method for ancestor in ancestors for method in vars(ancestor).values() if inspect.isfunction(method)]
+
+
+@cache
+def syntax(method: FunctionType) -> ast.AST | None:
+    """What the method's source says; None where Python has no source to read."""
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(method)))  # type: ignore[arg-type]
+        return ast.parse(textwrap.dedent(inspect.getsource(method)))
     except (OSError, TypeError, SyntaxError):
-        names = method.__code__.co_names  # type: ignore[attr-defined]
-        return any("drop" in name and "layer" not in name for name in names)
+        return None
+
+
+def _gates(method: FunctionType) -> bool:
+    tree = syntax(method)
+    if tree is None:
+        return any("drop" in name and "layer" not in name for name in method.__code__.co_names)
     return any(_is_gate(node) for node in ast.walk(tree))
 
 
@@ -65,10 +72,19 @@ def _calls_dropout(node: ast.AST) -> bool:
 @contextmanager
 def drawing_flags(model: nn.Module) -> Iterator[None]:
     """Evaluation mode everywhere except in modules that gate a dropout; every flag as before on leaving."""
+    with evaluation_flags(model):
+        for module in model.modules():
+            module.training = gates_dropout(type(module))  # type: ignore[arg-type]
+        yield
+
+
+@contextmanager
+def evaluation_flags(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode everywhere; every flag as before on leaving."""
     before = [(module, module.training) for module in model.modules()]
     try:
         for module, _ in before:
-            module.training = gates_dropout(type(module))  # type: ignore[arg-type]
+            module.training = False
         yield
     finally:
         for module, training in before:

@@ -21,7 +21,8 @@ from transformers import (
 )
 
 from baal_hf import MCDropout
-from baal_hf.posterior import answers, dropout
+from baal_hf.posterior import answers
+from baal_hf.posterior import network as networks
 
 
 def batch(lengths: list[int], seed: int = 0) -> dict[str, Tensor]:
@@ -180,7 +181,7 @@ def test_attention_without_noise_is_torchs(mask: str, causal: bool, monkeypatch:
     if causal and mask != "none":
         pytest.skip("torch allows one of the two")
     keep_all = lambda key, heads, queries, keys, p, device: torch.ones(heads, queries, keys)  # noqa: E731
-    monkeypatch.setattr(dropout, "attention_mask", keep_all)
+    monkeypatch.setattr(networks, "attention_mask", keep_all)
     monkeypatch.setattr(answers, "_TILE_CPU", 200)
     query, key, value = torch.randn(5, 4, 6, 8), torch.randn(5, 2, 9, 8), torch.randn(5, 2, 9, 8)
     allowed = torch.rand(5, 1, 6, 9) > 0.3

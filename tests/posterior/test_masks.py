@@ -42,5 +42,5 @@ def test_known_masks() -> None:
     assert (attention_mask("0/0/layer/1", 2, 3, 3, 0.5, CPU) > 0).int().tolist() == KNOWN_ATTENTION
 
 
-KNOWN_FEATURES = [1, 1, 0, 0, 1, 0, 1, 0, 1, 0, 1, 1]
-KNOWN_ATTENTION = [[[1, 1, 1], [1, 1, 1], [1, 1, 1]], [[0, 0, 0], [1, 0, 0], [1, 1, 0]]]
+KNOWN_FEATURES = [0, 1, 0, 1, 1, 0, 1, 0, 1, 1, 1, 0]
+KNOWN_ATTENTION = [[[1, 1, 1], [1, 1, 1], [0, 1, 1]], [[0, 0, 0], [0, 0, 0], [1, 0, 0]]]
