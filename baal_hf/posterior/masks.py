@@ -53,16 +53,19 @@ def attention_mask(key: str, heads: int, queries: int, keys: int, p: float, devi
 
 
 def fresh_mask(shape: Sequence[int], p: float, generator: torch.Generator) -> Tensor:
-    """Scaled keep mask with a coin of the generator for each unit.
+    """Scaled keep mask with a coin of the generator for each unit, whose rate is `p` to within 2⁻¹⁷.
 
     Returns:
         float32 on the generator's device, of `shape`.
     """
-    # Whole words, two coins each: `bernoulli_` is many times slower on a processor.
+    if p == 1:
+        return torch.zeros(tuple(shape), device=generator.device)
+    # Whole words, four coins each: `bernoulli_` is many times slower on a processor.
     units = math.prod(shape)
-    words = torch.empty(-(-units // 2), dtype=torch.int64, device=generator.device)
-    coins = words.random_(-(2**63), None, generator=generator).view(torch.int32)[:units]
-    return _scaled((coins >= min(round(p * 2**32), 2**32 - 1) - 2**31).view(tuple(shape)), p, generator.device)
+    words = torch.empty(-(-units // 4), dtype=torch.int64, device=generator.device)
+    coins = words.random_(-(2**63), None, generator=generator).view(torch.int16)[:units]
+    dropped = min(round(p * 2**16), 2**16 - 1)  # of the 2¹⁶ faces of a coin
+    return _scaled((coins >= dropped - 2**15).view(tuple(shape)), dropped / 2**16, generator.device)
 
 
 # What is cached is the coins, a byte each, in main memory; an accelerator holds a mask only while it is used.
