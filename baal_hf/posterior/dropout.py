@@ -12,8 +12,8 @@ from torch import nn
 from baal_hf.posterior.base import opened
 from baal_hf.posterior.network import DrawnNetwork
 from baal_hf.posterior.places import Rates, checked_where
-from baal_hf.posterior.report import dropout_report, unreachable_attention
-from baal_hf.posterior.switches import drawing_flags
+from baal_hf.posterior.report import dropout_report, foreign_kernel
+from baal_hf.posterior.switches import drawing_flags, evaluation_flags
 
 
 class MCDropout:
@@ -98,11 +98,13 @@ class MCDropout:
             RuntimeError: A draw of this model, or another draw in this thread, is open already.
         """
         with opened(self, model, t) as bare:
-            if self.p is None or self.where == "attention":
-                _refuse_kernels(bare)
+            adds_elsewhere = self.p is not None and self.where != "attention"  # the model's own dropout is off
+            if not adds_elsewhere:
+                self._refuse_kernels(bare)
             fresh = self._generator if self.masks == "fresh" else None
             network = DrawnNetwork(bare, f"{self.seed}/{t}", Rates(self.p, self.where), fresh)
-            with drawing_flags(bare), network.followed(), network:
+            flags = evaluation_flags(bare) if adds_elsewhere else drawing_flags(bare)
+            with flags, network.followed(), network:
                 yield
         if network.passes and not network.fired:
             raise ValueError(f"{self._nothing_fired(bare)}\n{dropout_report(bare)}")
@@ -115,16 +117,17 @@ class MCDropout:
             "configuration (for example `attention_dropout=0.1`), or use an ensemble."
         )
 
+    def _refuse_kernels(self, model: nn.Module) -> None:
+        kernel = foreign_kernel(model)
+        if kernel is None:
+            return
+        if self.where == "attention" or any(repr(kernel) in site.why_not for site in dropout_report(model).sites):
+            raise ValueError(
+                f"MCDropout cannot give its masks to the attention kernel {kernel!r} of {type(model).__name__}: call "
+                'model.set_attn_implementation("sdpa") first.'
+            )
+
     def _generator(self, device: torch.device) -> torch.Generator:
         if device not in self._generators:
             self._generators[device] = torch.Generator(device).manual_seed(self.seed)
         return self._generators[device]
-
-
-def _refuse_kernels(model: nn.Module) -> None:
-    kernel = unreachable_attention(model)
-    if kernel is not None:
-        raise ValueError(
-            f"MCDropout cannot give its masks to the attention kernel {kernel!r} of {type(model).__name__}, which "
-            'drops out by itself: call model.set_attn_implementation("sdpa") first.'
-        )

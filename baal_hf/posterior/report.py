@@ -91,21 +91,16 @@ def dropout_report(model: nn.Module) -> DropoutReport:
         The sites: every dropout module, every rate that the code of a module reads (`F.dropout`, attention), also those
         of 0, and noise that is called dropout and stays off (LayerDrop, stochastic depth).
     """
-    kernel = unreachable_attention(model)
+    kernel = foreign_kernel(model)
     sites = [site for path, module in model.named_modules() for site in _sites(path, module, kernel)]
     return DropoutReport(type(model).__name__, tuple(sites))
 
 
-def unreachable_attention(model: nn.Module) -> str | None:
-    """The attention kernel that drops out by itself; None where there is no such kernel, or nothing that it drops."""
+def foreign_kernel(model: nn.Module) -> str | None:
+    """The attention kernel of a model if it is one that masks do not reach: it drops out by itself, or not at all."""
     configurations = {id(config): config for module in model.modules() if (config := getattr(module, "config", None))}
-    for config in configurations.values():
-        kernel = getattr(config, "_attn_implementation", None)
-        if kernel not in _REACHED_KERNELS:
-            rates = (site for path, module in model.named_modules() for site in _sites(path, module, None))
-            if any(site.fires and "att" in site.kind.lower() for site in rates):
-                return str(kernel)
-    return None
+    kernels = (getattr(config, "_attn_implementation", None) for config in configurations.values())
+    return next((str(kernel) for kernel in kernels if kernel not in _REACHED_KERNELS), None)
 
 
 def _sites(path: str, module: nn.Module, kernel: str | None) -> Iterator[DropoutSite]:
@@ -113,7 +108,7 @@ def _sites(path: str, module: nn.Module, kernel: str | None) -> Iterator[Dropout
         other = (why for name, why in _OTHER_NOISE.items() if re.search(f"drop_?{name}|{name}_?drop", kind.lower()))
         why_not = next(other, "p = 0" if p == 0 else "")
         if kernel is not None and "att" in kind.lower() and not why_not:
-            why_not = f"the kernel {kernel!r} draws its own masks"
+            why_not = f"masks do not reach the kernel {kernel!r}"
         yield DropoutSite(path, kind, p, not why_not, why_not)
 
 

@@ -31,8 +31,9 @@ def gates_dropout(kind: type[nn.Module]) -> bool:
 
 
 def own_methods(kind: type[nn.Module]) -> list[FunctionType]:
-    """The methods of a class and its ancestors, but for torch's own."""
-    ancestors = [ancestor for ancestor in kind.__mro__ if not ancestor.__module__.startswith("torch.")]
+    """The methods of a class and its ancestors, but for torch's own and those of every model of transformers."""
+    general = ("torch.", "transformers.modeling_utils")
+    ancestors = [ancestor for ancestor in kind.__mro__ if not ancestor.__module__.startswith(general)]
     return [method for ancestor in ancestors for method in vars(ancestor).values() if inspect.isfunction(method)]
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
@@ -144,7 +147,8 @@ def test_keep_rate_and_scale(layer: nn.Module, shape: tuple[int, ...], masks: st
     for t in range(40):
         with posterior.draw(layer, t):
             output = layer(torch.ones(shape))
-        assert set(output.unique().tolist()) <= {0.0, torch.tensor(1 / 0.7).item()}
+        scale = output[output > 0]
+        torch.testing.assert_close(scale, torch.full_like(scale, 1 / 0.7), rtol=1e-5, atol=0)
         kept.append((output > 0).float().mean())
         if masks == "shared":
             assert torch.equal(output[0], output[3])
@@ -395,13 +399,65 @@ def test_all_dropped(masks: str) -> None:
         assert layer(torch.ones(2, 5)).tolist() == [[0.0] * 5] * 2
 
 
-def test_recurrent_dropout_is_refused() -> None:
-    """Dropout between the layers of torch's own LSTM cannot be reached, and that is said."""
-    network = nn.Sequential(nn.LSTM(3, 3, num_layers=2, dropout=0.5), nn.Dropout(0.5))
-    with pytest.raises(ValueError, match="between the layers of 0 LSTM"), MCDropout().draw(network, 0):
-        pass
-    with MCDropout().draw(nn.LSTM(3, 3, num_layers=2), 0):
-        pass
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("packed", [True, False])
+def test_dropout_between_recurrent_layers(kind: type[nn.RNNBase], packed: bool) -> None:
+    """torch's recurrent networks drop out between layers: without rate they are torch's own, rows do not disturb."""
+    x = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0))
+    given = pack_padded_sequence(x, [5, 4, 2]) if packed else x
+    network = kind(4, 6, num_layers=3, bidirectional=True, dropout=0.5).eval()
+
+    def outputs(posterior: MCDropout | None, inputs: object = given) -> list[Tensor]:
+        with torch.no_grad(), posterior.draw(network, 0) if posterior else nullcontext():
+            came, states = network(inputs)
+        came = pad_packed_sequence(came)[0] if packed else came
+        return [came, *(states if isinstance(states, tuple) else (states,))]
+
+    plain, drawn_once = outputs(None), outputs(MCDropout())
+    assert not torch.allclose(plain[0], drawn_once[0], atol=1e-3)
+    assert torch.equal(outputs(MCDropout())[0], drawn_once[0])
+    alone = outputs(MCDropout(), pack_padded_sequence(x[:, :1], [5]) if packed else x[:, :1])
+    torch.testing.assert_close(alone[0][:, 0], drawn_once[0][:, 0])
+    network.dropout = 1e-9  # coins that all fall on the kept side
+    for expected, came in zip(plain, outputs(MCDropout()), strict=True):
+        torch.testing.assert_close(came, expected)
+
+
+def test_statistics_of_a_linear_layer() -> None:
+    """Over 2,000 draws the mean of a layer behind dropout is its plain output, and draws are uncorrelated."""
+    network = nn.Sequential(nn.Dropout(0.3), nn.Linear(40, 4))
+    x = torch.randn(1, 40, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        plain = network.eval()(x)
+        outputs = []
+        for t in range(2000):
+            with MCDropout().draw(network, t):
+                outputs.append(network(x)[0])
+    draws = torch.stack(outputs)  # [T, 4]
+    assert ((draws.mean(0) - plain[0]).abs() < 4 * draws.std(0) / 2000**0.5).all()
+    noise = draws - draws.mean(0)
+    correlation = (noise[1:] * noise[:-1]).mean(0) / noise.var(0)
+    assert correlation.abs().max() < 4 / 2000**0.5
+
+
+def test_keep_rate_at_every_site(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At every site of a transformer coins are kept at 1 − p within four binomial errors."""
+    kept: dict[str, list[float]] = {}
+    for name in ("feature_mask", "attention_mask"):
+        original = getattr(networks, name)
+
+        def noted(key: str, *rest: Any, original: Callable[..., Tensor] = original) -> Tensor:
+            mask = original(key, *rest)
+            coins = mask[..., 0, :] if mask.ndim == 3 else mask  # one query sees other distances with other coins
+            kept.setdefault(key.split("/", 2)[2], []).extend((coins > 0).flatten().tolist())
+            return mask
+
+        monkeypatch.setattr(networks, name, noted)
+    for t in range(60):
+        drawn(model, MCDropout(), t, **batch([30]))
+    assert len(kept) == 8
+    for coins in kept.values():
+        assert abs(sum(coins) / len(coins) - 0.9) < 4 * (0.09 / len(coins)) ** 0.5
 
 
 def test_compiled_models_draw_the_same(model: PreTrainedModel) -> None:

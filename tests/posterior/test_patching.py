@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
-from transformers import BertForSequenceClassification, PreTrainedModel
+from transformers import BertForSequenceClassification, PreTrainedModel, TrainingArguments
 
-from baal_hf import MCDropout, MCDropoutModule, patch_module, unpatch_module
+from baal_hf import (
+    BaalTransformersTrainer,
+    MCConsistentDropoutModule,
+    MCDropConnect,
+    MCDropout,
+    MCDropoutConnectModule,
+    MCDropoutModule,
+    patch_module,
+    unpatch_module,
+)
 from baal_hf.posterior.patching import patched_posterior
 
 IDS = torch.tensor([[101, 2054, 2003, 102]])
@@ -89,6 +99,39 @@ def test_a_failed_pass_closes_its_draw(model: PreTrainedModel) -> None:
     assert not torch.equal(logits(model), logits(model))
 
 
+def test_consistent_dropout(model: PreTrainedModel) -> None:
+    """A consistent module is one network for all rows until eval() is called again, and different ones in turn."""
+    with MCConsistentDropoutModule(model) as wrapped:
+        wrapped.eval()
+        first = logits(wrapped)
+        assert torch.equal(logits(wrapped), first)
+        with torch.inference_mode():
+            torch.testing.assert_close(wrapped(input_ids=IDS.repeat(3, 1)).logits[2:], first, rtol=0, atol=1e-5)
+        wrapped.train()
+        wrapped.eval()
+        assert not torch.allclose(logits(wrapped), first)
+    assert torch.equal(logits(model), logits(model))
+
+
+def test_dropconnect_module(model: PreTrainedModel) -> None:
+    """Every pass drops other weights, and the trained ones are all there afterwards."""
+    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+    expected = logits(model)
+    wrapped = MCDropoutConnectModule(model, layers=["Linear"], weight_dropout=0.4)
+    assert not torch.allclose(logits(wrapped), logits(wrapped))
+    assert wrapped.unpatch() is model
+    assert torch.equal(logits(model), expected)
+    assert all(torch.equal(weight, weights[name]) for name, weight in model.state_dict().items())
+
+
+def test_trainer_takes_patches_over(model: PreTrainedModel, tmp_path: Path) -> None:
+    """Whatever a module is wrapped with, the trainer draws from it, and evaluates the module as it is."""
+    arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    machine = BaalTransformersTrainer(MCDropoutConnectModule(model, ["Linear"], 0.4), arguments)
+    assert machine.model is model and isinstance(machine.posterior, MCDropConnect)
+    assert isinstance(BaalTransformersTrainer(MCConsistentDropoutModule(model), arguments).posterior, MCDropout)
+
+
 def test_bad_requests(model: PreTrainedModel) -> None:
     """Patching twice is an error, patching what has no dropout a warning."""
     patch_module(model)
@@ -96,5 +139,7 @@ def test_bad_requests(model: PreTrainedModel) -> None:
         patch_module(model)
     with pytest.warns(UserWarning, match="found no dropout with a rate above 0 in Linear"):
         patch_module(nn.Linear(2, 2))
-    with pytest.warns(UserWarning, match="rate above 0 in Dropout"):
+    with pytest.warns(UserWarning, match=r"rate above 0 in Dropout(.|\n)*no: p = 0"):
         patch_module(nn.Dropout(0.0))
+    with pytest.raises(ValueError, match="patched already"):
+        MCDropoutConnectModule(model)
