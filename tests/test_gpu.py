@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from transformers import BertConfig, BertForSequenceClassification, TrainingArguments, set_seed
 
-from baal_hf import BALD, BaalTransformersTrainer, MCDropout
+from baal_hf import BALD, BaalTransformersTrainer, Ensemble, MCDropConnect, MCDropout
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -36,12 +36,24 @@ def trainer(tmp_path: Path, layers: int = 4, **settings: object) -> BaalTransfor
     return BaalTransformersTrainer(BertForSequenceClassification(config), arguments)
 
 
-def test_draws_are_those_of_the_cpu(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["own", "added", "attention", "dropconnect", "ensemble"])
+def test_draws_are_those_of_the_cpu(tmp_path: Path, kind: str) -> None:
     """Each draw is the same network on the accelerator as on the CPU."""
     dataset = rows(100)
-    on_cpu = trainer(tmp_path, use_cpu=True).predict_on_dataset(dataset, iterations=4)
-    on_gpu = trainer(tmp_path).predict_on_dataset(dataset, iterations=4)
-    np.testing.assert_allclose(on_gpu, on_cpu, rtol=0, atol=1e-4)
+    on_cpu, on_gpu = trainer(tmp_path, use_cpu=True), trainer(tmp_path)
+    shifted = {name: weight.cpu() + 0.01 for name, weight in on_cpu.model.state_dict().items()}
+    posterior = {
+        "own": MCDropout(),
+        "added": MCDropout(p=0.2, where="last:2"),
+        "attention": MCDropout(p=0.2, where="attention"),
+        "dropconnect": MCDropConnect(),
+        "ensemble": Ensemble([on_cpu.model.state_dict(), shifted]),
+    }[kind]
+    predictions = []
+    for machine in (on_cpu, on_gpu):
+        machine.posterior = posterior
+        predictions.append(machine.predict_on_dataset(dataset, iterations=2))
+    np.testing.assert_allclose(predictions[1], predictions[0], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from transformers import (
@@ -23,7 +24,7 @@ from transformers import (
     set_seed,
 )
 
-from baal_hf import MCDropout
+from baal_hf import MCDropout, dropout_report
 from baal_hf.posterior import answers
 from baal_hf.posterior import network as networks
 
@@ -292,6 +293,19 @@ def test_autocast_and_gradients(model: PreTrainedModel) -> None:
     with MCDropout().draw(model, 0):
         model(**inputs).logits.sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.classifier.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft reads it
+def test_adapters_drop_out(model: PreTrainedModel) -> None:
+    """The dropout of a LoRA adapter fires, also where the model has no other."""
+    for part in model.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+    settings = LoraConfig(r=2, target_modules=["query", "value"], lora_dropout=0.4, init_lora_weights=False)
+    adapted = get_peft_model(model, settings).eval()
+    first, second = (drawn(adapted, MCDropout(), t, **batch([6])) for t in range(2))
+    assert not torch.allclose(first, second)
+    assert {site.kind for site in dropout_report(adapted).sites if site.fires} == {"Dropout"}
 
 
 def test_no_dropout_is_an_error() -> None:
