@@ -37,8 +37,10 @@ class Masks(AbstractContextManager[Any], Protocol):
         """For single units of `x`, broadcastable to it."""
         ...
 
-    def weight_mask(self, shape: Sequence[int], p: float, device: torch.device) -> Tensor | None:
-        """For attention weights of `shape` [B, *H, L, S], broadcastable to it."""
+    def weight_mask(
+        self, shape: Sequence[int], p: float, device: torch.device, attn_mask: Tensor | None
+    ) -> Tensor | None:
+        """For attention weights of `shape` [B, *H, L, S] that are seen through a mask, broadcastable to it."""
         ...
 
     def channel_mask(self, x: Tensor, p: float, channels: int) -> Tensor | None:
@@ -108,7 +110,7 @@ def _attention(
         rest = (attn_mask, dropout_p, is_causal, scale, enable_gqa)
         return _attention(draw, query[None], key[None], value[None], *rest)[0]
     shape = (*query.shape[:-1], key.shape[-2])  # weights, [B, *H, L, S]
-    keep = draw.weight_mask(shape, dropout_p, query.device)
+    keep = draw.weight_mask(shape, dropout_p, query.device, attn_mask)
     if keep is None:
         attend = partial(F.scaled_dot_product_attention, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa)
         return attend(query, key, value, attn_mask)

@@ -29,9 +29,10 @@ class MCDropout:
     batch and of padding, a mask is also shared by positions: hidden states [B, L, d] lose the same features at each
     position, attention weights [B, H, L, L] or [B·H, L, L] are kept or dropped by head and distance from query to key,
     images [B, C, H, W] likewise by channel and diagonal, and a vector [B] as a whole. Each unit is still dropped with
-    probability p. Windowed attention [B, L, H, w] and cross attention know places, not only distances: there a row is
-    independent of padding on the right alone. Noise no longer averages out over positions, so the spread of pooled
-    outputs is of another size than with independent masks.
+    probability p. Distances leave padding out, between keys and before those of another sequence too; in windowed
+    attention [B, L, H, w], which knows places alone, a row is independent of padding on the right only. Keys and values
+    of an earlier call (`use_cache`) count from the first of them: generate without. Noise no longer averages out over
+    positions, so the spread of pooled outputs is of another size than with independent masks.
 
     With `masks="fresh"` every unit of every row and pass has its own coin, as in the textbook. Draws are then not
     functions: the same row gives another output in another batch.

@@ -46,10 +46,27 @@ def attention_mask(key: str, heads: int, queries: int, keys: int, p: float, devi
     Returns:
         float32 on `device`, [heads, queries, keys].
     """
-    length = -(-max(queries, keys) // _POSITIONS) * _POSITIONS
-    by_distance = _scaled(_kept_distances(key, heads, length, p), p, device)  # [heads, 2·length − 1], centre is 0
+    by_distance, length = _by_distance(key, heads, max(queries, keys), p, device)
     band = by_distance[:, length - queries : length + keys - 1]  # [heads, queries + keys − 1]
     return band.unfold(1, keys, 1).flip(1)  # [heads, queries, keys]
+
+
+def placed_attention_mask(key: str, heads: int, queries: Tensor, keys: Tensor, p: float) -> Tensor:
+    """`attention_mask` for rows whose queries and keys stand at places [B, L] and [B, S] of their own.
+
+    Returns:
+        float32, [B, heads, L, S].
+    """
+    furthest = max(int(queries.max()), int(keys.max())) + 1
+    by_distance, length = _by_distance(key, heads, furthest, p, keys.device)
+    distances = keys[:, None, :] - queries[:, :, None]  # [B, L, S]
+    return by_distance[:, distances + length - 1].movedim(0, 1)  # [B, heads, L, S]
+
+
+def _by_distance(key: str, heads: int, positions: int, p: float, device: torch.device) -> tuple[Tensor, int]:
+    """The mask by distance, [heads, 2·length − 1] with 0 in the middle, and the length."""
+    length = -(-positions // _POSITIONS) * _POSITIONS
+    return _scaled(_kept_distances(key, heads, length, p), p, device), length
 
 
 def fresh_mask(shape: Sequence[int], p: float, generator: torch.Generator) -> Tensor:

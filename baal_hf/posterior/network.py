@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -17,12 +18,18 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 
 from baal_hf.posterior.answers import ANSWERS, times
-from baal_hf.posterior.masks import attention_mask, feature_mask, fresh_mask
+from baal_hf.posterior.masks import attention_mask, feature_mask, fresh_mask, placed_attention_mask
 from baal_hf.posterior.places import Moment, Rates, check_places, stacked_layers
 
 _SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
-_CASTS = {Tensor.to, Tensor.type_as, Tensor.type, Tensor.float, Tensor.half, Tensor.bfloat16}
+# What is done to attention weights before their dropout.
+_KEEPS = {
+    *(Tensor.to, Tensor.type_as, Tensor.type, Tensor.float, Tensor.half, Tensor.bfloat16),
+    *(Tensor.masked_fill, torch.masked_fill),
+}
 _SUMS = {torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__}
+# Attention to another sequence, by the name of its module.
+_CROSS = re.compile(r"cross|enc(oder)?_?(dec|att)", re.IGNORECASE)
 _PRODUCTS = {torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__}
 
 
@@ -124,7 +131,7 @@ class DrawnNetwork(TorchFunctionMode):
         if self._rates.p is not None:
             args = self._with_added(func, args)
         output = func(*args, **(kwargs or {}))
-        if func in _SOFTMAX or (func in _CASTS and self._are_weights(args[0])):
+        if func in _SOFTMAX or (func in _KEEPS and self._are_weights(args[0])):
             self._weights = output
         elif func in _PRODUCTS and self._returned is not None and self._is_scaled_branch(args):
             self._returned = output
@@ -190,11 +197,18 @@ class DrawnNetwork(TorchFunctionMode):
         rate = self._rates.own(p, kind, self._moment())
         return self._unit_mask(x, rate, site) if rate > 0 else None
 
-    def weight_mask(self, shape: Sequence[int], p: float, device: torch.device) -> Tensor | None:
+    def weight_mask(
+        self, shape: Sequence[int], p: float, device: torch.device, attn_mask: Tensor | None
+    ) -> Tensor | None:
         """Scaled keep mask for attention weights of `shape` [B, *H, L, S]; None where nothing is dropped."""
         site = self._site()
         rate = self.attention_rate(p)
-        return self._weight_mask(shape, rate, site, device) if rate > 0 else None
+        if rate == 0:
+            return None
+        if self._fresh is not None or attn_mask is None or len(shape) != 4:
+            return self._weight_mask(shape, rate, site, device, None)
+        allowed = attn_mask if attn_mask.dtype == torch.bool else attn_mask > torch.finfo(attn_mask.dtype).min / 2
+        return self._weight_mask(shape, rate, site, device, _seen_keys(allowed.expand(shape)))
 
     def channel_mask(self, x: Tensor, p: float, channels: int) -> Tensor | None:
         """Scaled keep mask for whole channels of `x`, which lie on axis `channels`; None where nothing is dropped."""
@@ -221,21 +235,53 @@ class DrawnNetwork(TorchFunctionMode):
     def _unit_mask(self, x: Tensor, rate: float, site: str) -> Tensor:
         if x.ndim == 3 and self._are_weights(x):  # attention weights [B·H, L, S]
             heads = self._heads() if x.shape[0] % self._heads() == 0 else 1
-            by_head = self._weight_mask((x.shape[0] // heads, heads, *x.shape[1:]), rate, site, x.device)
-            return by_head.expand(x.shape[0] // heads, -1, -1, -1).reshape(x.shape)
+            by_head = x.view(x.shape[0] // heads, heads, *x.shape[1:])
+            mask = self._weight_mask(by_head.shape, rate, site, x.device, _seen_keys(by_head > 0))
+            return mask.expand(by_head.shape).reshape(x.shape)
         if x.ndim >= 4:  # attention weights [B, H, L, S] or images [B, C, H, W]
-            return self._weight_mask(x.shape, rate, site, x.device)
+            is_placed = self._fresh is None and x.ndim == 4 and self._are_weights(x)
+            seen = _seen_keys(x > 0) if is_placed else None
+            return self._weight_mask(x.shape, rate, site, x.device, seen)
         self.fired += 1
         if self._fresh is not None:
             return fresh_mask(x.shape, rate, self._fresh(x.device))
         return feature_mask(site, x.shape[-1] if x.ndim > 1 else 1, rate, x.device)  # [d]; one coin for [B]
 
-    def _weight_mask(self, shape: Sequence[int], rate: float, site: str, device: torch.device) -> Tensor:
+    def _weight_mask(
+        self, shape: Sequence[int], rate: float, site: str, device: torch.device, seen: Tensor | None
+    ) -> Tensor:
         self.fired += 1
         if self._fresh is not None:
             return fresh_mask(shape, rate, self._fresh(device))
         queries, keys = shape[-2:]
-        return attention_mask(site, math.prod(shape[1:-2]), queries, keys, rate, device).view(1, *shape[1:])
+        heads = math.prod(shape[1:-2])
+        places = None if seen is None else _places(seen, queries, bool(_CROSS.search(self._moment().path)))
+        if places is not None:
+            return placed_attention_mask(site, heads, *places, rate)
+        return attention_mask(site, heads, queries, keys, rate, device).view(1, *shape[1:])
+
+
+def _seen_keys(allowed: Tensor) -> Tensor:
+    """Which keys some query of some head sees, [B, S], of what is allowed, [B, H, L, S]."""
+    return allowed.flatten(1, 2).any(1)
+
+
+def _places(seen: Tensor, queries: int, is_cross: bool) -> tuple[Tensor, Tensor] | None:
+    """Places of queries [B, L] and keys [B, S] in their rows without padding; None where distances are right as it is.
+
+    They are unless padding stands between the keys of a row (where a model puts something before or behind its tokens),
+    or before the keys of another sequence than the queries'.
+    """
+    ranks = seen.cumsum(-1) - 1  # [B, S]
+    shifts = torch.arange(seen.shape[-1], device=seen.device) - ranks  # padding before each key, [B, S]
+    first = shifts.gather(-1, seen.int().argmax(-1, keepdim=True))  # [B, 1]
+    between = bool(((shifts != first) & seen).any())
+    if not between and not (is_cross and first.any()):
+        return None
+    ranks = ranks.clamp(min=0)
+    if is_cross or queries > ranks.shape[-1]:
+        return torch.arange(queries, device=seen.device)[None], ranks
+    return ranks[:, :queries], ranks
 
 
 def _kind(module: nn.Module) -> str:

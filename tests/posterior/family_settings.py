@@ -172,11 +172,12 @@ REFUSED: dict[tuple[str, str], str] = {
     ("diffllama", "attention_dropout"): "differential attention has no dropout, and its configuration says so",
 }
 
-# Keys that are not the row's tokens in order. A mask goes by the distance from query to key, which these shift.
+# Where padding still moves the mask.
 SHIFTED: dict[tuple[str, str], str] = {
-    ("token classification", "t5gemma2"): "its decoder's keys are its own tokens, padding included, then the encoder's",
-    ("causal LM", "cpmant"): "32 prompt tokens stand before the row, and padding on the left between them and it",
-    ("causal LM", "deepseek_v4"): "its keys are the tokens, padding included, then their compressed blocks",
+    (
+        "token classification",
+        "t5gemma2",
+    ): "in its decoder's keys padding, which no mask hides, stands before the encoder's",
 }
-# By the words of MCDropout: independent of padding on the right alone. Cross attention is so in every seq2seq LM.
+# By the words of MCDropout: independent of padding on the right alone.
 WINDOWED = ("longformer",)

@@ -28,7 +28,7 @@ LAYOUTS = ["neighbour", "padding right", "padding left"]
 FAST = {
     "sequence classification": ["albert", "bart", "bert", "deberta-v2", "distilbert", "longformer", "t5", "xlnet"],
     "token classification": ["roformer"],
-    "seq2seq LM": ["pegasus"],
+    "seq2seq LM": ["pegasus", "t5"],
     "image classification": ["swin", "vit"],
     "causal LM": ["gpt2", "llama", "mixtral", "xglm"],
 }
@@ -139,7 +139,7 @@ def layouts(task: str, model: nn.Module) -> Iterator[tuple[str, dict[str, Tensor
     )
     batches = [(neighbour, slice(5)), (right, slice(5)), (left, slice(-5, None))]
     for name, (batch, tokens) in zip(LAYOUTS, batches, strict=True):
-        if name == "padding left" and (task == "seq2seq LM" or model.config.model_type in WINDOWED):
+        if name == "padding left" and model.config.model_type in WINDOWED:
             continue  # MCDropout does not promise it
         one, many = dict(alone), dict(batch)
         if model.config.is_encoder_decoder and task == "seq2seq LM":
