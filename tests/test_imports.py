@@ -28,7 +28,9 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # What the siblings of a folder may import from it, besides nothing.
 SHARED = {
     "heuristics": {"base"},
-    "posterior": {"answers", "base", "masks", "network", "places", "report", "switches", "weights"},
+    "posterior": {
+        *("answers", "base", "branches", "masks", "network", "passes", "places", "report", "switches", "weights"),
+    },
 }
 SIBLINGS = {
     ("posterior.patching", "posterior.dropout"): "patch_module is MCDropout, left in place",

@@ -79,14 +79,20 @@ def _alpha(x: Tensor, mask: Tensor | None, p: float) -> Tensor:
     return scale * (x * kept + _ALPHA * (1 - kept)) - scale * p * _ALPHA
 
 
+def _torch_dropout(draw: Masks, input: Tensor, p: float, train: bool) -> Tensor:
+    return times(input, draw.unit_mask(input, p))
+
+
 def _alpha_dropout(draw: Masks, input: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False) -> Tensor:
-    return _alpha(input, draw.unit_mask(input, p), p)
+    output = _alpha(input, draw.unit_mask(input, p), p)
+    return input.copy_(output) if inplace else output
 
 
 def _feature_alpha_dropout(
     draw: Masks, input: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False
 ) -> Tensor:
-    return _alpha(input, draw.channel_mask(input, p, 1), p)
+    output = _alpha(input, draw.channel_mask(input, p, 1), p)
+    return input.copy_(output) if inplace else output
 
 
 def _coins(draw: Masks, x: Tensor, p: Any = 0.5, *, generator: object = None) -> Tensor:
@@ -109,6 +115,8 @@ def _attention(
     if query.ndim == 2:  # one row alone
         rest = (attn_mask, dropout_p, is_causal, scale, enable_gqa)
         return _attention(draw, query[None], key[None], value[None], *rest)[0]
+    rows = max(query.shape[0], key.shape[0], value.shape[0])
+    query, key, value = (x.expand(rows, *x.shape[1:]) if x.shape[0] == 1 else x for x in (query, key, value))
     shape = (*query.shape[:-1], key.shape[-2])  # weights, [B, *H, L, S]
     keep = draw.weight_mask(shape, dropout_p, query.device, attn_mask)
     if keep is None:
@@ -133,7 +141,7 @@ def _attention(
 
     # Weights of a few rows at a time: they stay in the processor's cache, and bound memory.
     size = max(1, (_TILE_CPU if query.device.type == "cpu" else _TILE) // math.prod(shape[1:]))
-    return torch.cat([attended(slice(first, first + size)) for first in range(0, shape[0], size)])
+    return torch.cat([attended(slice(first, first + size)) for first in range(0, max(shape[0], 1), size)])
 
 
 def _bias(attn_mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -183,7 +191,7 @@ def _recurrent(run: Callable[..., Any]) -> Callable[..., Any]:
 
 ANSWERS: dict[Callable[..., Any], Callable[..., Any]] = {
     F.dropout: _dropout,
-    torch.dropout: _dropout,
+    torch.dropout: _torch_dropout,
     F.dropout1d: _channel_dropout(unbatched_ndim=2),
     F.dropout2d: _channel_dropout(unbatched_ndim=None),
     F.dropout3d: _channel_dropout(unbatched_ndim=4),

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol, runtime_checkable
 
+import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import nn
 from torch.nn.parallel import DataParallel
 
-_open_draws: dict[int, int] = {}  # id of the model -> id of the thread that has a draw of it open
+_open_draws: dict[int, set[int]] = {}  # id of the thread -> ids of the modules of which it has a draw open
 _open_draws_lock = threading.Lock()
 
 
@@ -56,16 +58,25 @@ def opened(posterior: Posterior, model: nn.Module, t: int) -> Iterator[nn.Module
     if posterior.size is not None and t >= posterior.size:
         draws = f"{posterior.size} draw{'s' if posterior.size > 1 else ''}, numbered from 0"
         raise ValueError(f"{type(posterior).__name__} has {draws}, got t={t}. MCDropout has any number.")
-    if isinstance(model, DataParallel):
+    if any(isinstance(part, DataParallel) for part in model.modules()):
         raise TypeError(f"{type(posterior).__name__} cannot reach the replicas of nn.DataParallel: pass its `.module`.")
     bare: nn.Module = extract_model_from_parallel(model, keep_torch_compile=False)
-    thread = threading.get_ident()
+    thread, parts = threading.get_ident(), {id(part) for part in bare.modules()}
     with _open_draws_lock:
-        if id(bare) in _open_draws or thread in _open_draws.values():
+        if thread in _open_draws or any(parts & others for others in _open_draws.values()):
             raise RuntimeError("A posterior draw is open already: close its `with` block before the next draw.")
-        _open_draws[id(bare)] = thread
+        _open_draws[thread] = parts
     try:
-        yield bare
+        with _uncompiled():
+            yield bare
     finally:
         with _open_draws_lock:
-            del _open_draws[id(bare)]
+            del _open_draws[thread]
+
+
+def _uncompiled() -> AbstractContextManager[object]:
+    """Run compiled modules as they were written: compiled code has no calls left to answer."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes seconds
+        return nullcontext()
+    stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return stance

@@ -29,10 +29,10 @@ class MCDropout:
     batch and of padding, a mask is also shared by positions: hidden states [B, L, d] lose the same features at each
     position, attention weights [B, H, L, L] or [B·H, L, L] are kept or dropped by head and distance from query to key,
     images [B, C, H, W] likewise by channel and diagonal, and a vector [B] as a whole. Each unit is still dropped with
-    probability p. Distances leave padding out, between keys and before those of another sequence too; in windowed
-    attention [B, L, H, w], which knows places alone, a row is independent of padding on the right only. Keys and values
-    of an earlier call (`use_cache`) count from the first of them: generate without. Noise no longer averages out over
-    positions, so the spread of pooled outputs is of another size than with independent masks.
+    probability p. Cross attention is kept or dropped by head and key, windowed attention by head and place in the
+    window, and distances leave padding out. A model that keeps hidden states as [B, d, L] shares by position instead,
+    and there padding on the left moves the masks. Noise no longer averages out over positions, so the spread of pooled
+    outputs is of another size than with independent masks: about the same at a single token, larger for a mean.
 
     With `masks="fresh"` every unit of every row and pass has its own coin, as in the textbook. Draws are then not
     functions: the same row gives another output in another batch.
@@ -50,8 +50,8 @@ class MCDropout:
     | None | everywhere | as "residual" |
 
     Patterns are those of `fnmatch`, such as "model.layers.*.mlp". Layers are the elements of the model's outermost
-    module lists: stages in hierarchical models, encoder before decoder. Dropout in some places only is another
-    posterior than dropout everywhere: cheaper, and not the same scores.
+    module lists, blocks of stages in hierarchical models, in the order in which the model has them. Dropout in some
+    places only is another posterior than dropout everywhere: cheaper, and not the same scores.
 
     Args:
         seed: Names the sequence of draws.
@@ -107,14 +107,16 @@ class MCDropout:
             flags = evaluation_flags(bare) if adds_elsewhere else drawing_flags(bare)
             with flags, network.followed(), network:
                 yield
-        if network.passes and not network.fired:
+        if network.forward.count and not network.fired:
             raise ValueError(f"{self._nothing_fired(bare)}\n{dropout_report(bare)}")
 
     def _nothing_fired(self, model: nn.Module) -> str:
         place = f" at where={self.where!r}" if self.where else ""
+        nothing = f"MCDropout found no active dropout in {type(model).__name__}{place}: every draw would be the same."
+        if self.p is not None:
+            return f"{nothing} Name modules whose outputs are to be dropped, as where='*.mlp', or take a rate above 0."
         return (
-            f"MCDropout found no active dropout in {type(model).__name__}{place}: every draw would be the same "
-            "network. Add some for the draws with MCDropout(p=0.1), load the model with a rate above 0 in its "
+            f"{nothing} Add some for the draws with MCDropout(p=0.1), load the model with a rate above 0 in its "
             "configuration (for example `attention_dropout=0.1`), or use an ensemble."
         )
 

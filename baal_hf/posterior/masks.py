@@ -91,7 +91,7 @@ def _kept_features(key: str, size: int, p: float) -> Tensor:
     return _coins(kept(key, size, p))
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def _kept_distances(key: str, heads: int, length: int, p: float) -> Tensor:
     # Drawn in the order of distances 0, 1, −1, 2, −2, ...: the numbers of a shorter mask begin those of a longer one.
     outward = np.concatenate([np.arange(2 * length - 2, 0, -2), np.arange(0, 1), np.arange(1, 2 * length - 2, 2)])

@@ -1,4 +1,4 @@
-"""A network during a draw: which module is running, and what mask each of its dropout calls is given."""
+"""A network during a draw: what mask each of its dropout calls is given."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,8 +17,10 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 
 from baal_hf.posterior.answers import ANSWERS, times
+from baal_hf.posterior.branches import SUMS, Branches
 from baal_hf.posterior.masks import attention_mask, feature_mask, fresh_mask, placed_attention_mask
-from baal_hf.posterior.places import Moment, Rates, check_places, stacked_layers
+from baal_hf.posterior.passes import ForwardPass
+from baal_hf.posterior.places import Rates, check_places, stacked_layers
 
 _SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
 # What is done to attention weights before their dropout.
@@ -27,19 +28,8 @@ _KEEPS = {
     *(Tensor.to, Tensor.type_as, Tensor.type, Tensor.float, Tensor.half, Tensor.bfloat16),
     *(Tensor.masked_fill, torch.masked_fill),
 }
-_SUMS = {torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__}
 # Attention to another sequence, by the name of its module.
 _CROSS = re.compile(r"cross|enc(oder)?_?(dec|att)", re.IGNORECASE)
-_PRODUCTS = {torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__}
-
-
-@dataclass
-class _Call:
-    """A module that is running, and what it was given."""
-
-    module: nn.Module
-    arguments: tuple[Any, ...]
-    in_layer: bool  # strictly inside of a layer
 
 
 class DrawnNetwork(TorchFunctionMode):
@@ -52,7 +42,7 @@ class DrawnNetwork(TorchFunctionMode):
         fresh: Where generators of independent masks come from; None for the masks that the key names.
 
     Attributes:
-        passes: Forward passes begun.
+        forward: The pass that is under way.
         fired: Masks given.
     """
 
@@ -60,24 +50,18 @@ class DrawnNetwork(TorchFunctionMode):
         self, model: nn.Module, key: str, rates: Rates, fresh: Callable[[torch.device], torch.Generator] | None
     ) -> None:
         super().__init__()
-        self.passes = 0
+        layers = stacked_layers(model) if rates != Rates() else []
+        check_places(model, rates, len(layers))
+        self.forward = ForwardPass(model, layers)
         self.fired = 0
         self._key = key
         self._rates = rates
         self._fresh = fresh
         self._thread = threading.get_ident()
-        self._names = {id(module): name for name, module in model.named_modules()}
-        layers = stacked_layers(model) if rates != Rates() else []
-        check_places(model, rates, len(layers))
-        self._layers = len(layers)
-        self._layer_of = {id(module): index for index, layer in enumerate(layers) for module in layer}
-        self._last = id(layers[-1][-1]) if layers else None
-        self._layer = -1
-        self._stack: list[_Call] = []
+        self._generates = bool(getattr(model, "can_generate", bool)())
+        self._branches = Branches(self.forward) if rates.p is not None else None
         self._calls: Counter[str] = Counter()
         self._weights: Tensor | None = None  # what the last softmax returned
-        self._returned: Tensor | None = None  # what the last module returned
-        self._branches: list[Tensor] = []  # what the parts of this layer, its norms apart, have returned
 
     @contextmanager
     def followed(self) -> Iterator[None]:
@@ -93,108 +77,90 @@ class DrawnNetwork(TorchFunctionMode):
                 handle.remove()
 
     def _enter(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        if threading.get_ident() != self._thread or id(module) not in self._names:
+        if threading.get_ident() != self._thread or not self.forward.has(module):
             return
-        if not self._stack:
-            self.passes += 1
+        if not self.forward.stack:
             self._calls.clear()
-            self._layer = -1
-        if id(module) in self._layer_of:
-            self._layer = self._layer_of[id(module)]
-            self._branches.clear()
-        in_layer = bool(self._stack) and (self._stack[-1].in_layer or id(self._stack[-1].module) in self._layer_of)
-        self._stack.append(_Call(module, arguments, in_layer))
+        self.forward.enter(module, arguments)
+        if self._branches is not None:
+            self._branches.begun(self.forward.stack[-1])
 
     def _leave(self, module: nn.Module, _: object, output: Any) -> Any:
-        if threading.get_ident() != self._thread or id(module) not in self._names:
+        if threading.get_ident() != self._thread or not self.forward.has(module):
             return None
         first = output[0] if isinstance(output, tuple | list) and output else output
-        added = self._rates.added("output", self._moment()) if isinstance(first, Tensor) else 0.0
-        if added:
-            first = times(first, self._mask(first, added, "output"))
-            output = first if isinstance(output, Tensor) else (first, *output[1:])
-        given = self._stack.pop().arguments
-        if isinstance(first, Tensor) and self._rates.p is not None and not any(first is argument for argument in given):
-            self._returned = first
-            if self._stack and id(self._stack[-1].module) in self._layer_of and "norm" not in _kind(module):
-                self._branches.append(first)
-        if id(module) == self._last:
-            self._layer = self._layers
-        return output if added else None
+        rate = self._rates.added("output", self.forward.moment) if isinstance(first, Tensor) else 0.0
+        if rate:
+            first = times(first, self._mask(first, rate, "output"))
+        call = self.forward.leave()
+        if self._branches is not None and isinstance(first, Tensor):
+            self._branches.ended(call, first)
+        return _with_first(output, first) if rate else None
 
     def __torch_function__(
         self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        kwargs = kwargs or {}
         answer = ANSWERS.get(func)
-        if answer is not None and (func is not Tensor.bernoulli_ or self._is_dropout()):
-            return answer(self, *args, **(kwargs or {}))
-        if self._rates.p is not None:
-            args = self._with_added(func, args)
-        output = func(*args, **(kwargs or {}))
+        if answer is not None and (func is not Tensor.bernoulli_ or self._drops_by_itself()):
+            return answer(self, *args, **kwargs)
+        if self._branches is not None:
+            args = self._with_added(func, args, self._branches)
+        output = func(*args, **kwargs)
         if func in _SOFTMAX or (func in _KEEPS and self._are_weights(args[0])):
             self._weights = output
-        elif func in _PRODUCTS and self._returned is not None and self._is_scaled_branch(args):
-            self._returned = output
+        if self._branches is not None:
+            self._branches.follow(func, args, output)
         return output
 
-    def _with_added(self, func: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _with_added(self, func: Callable[..., Any], args: tuple[Any, ...], branches: Branches) -> tuple[Any, ...]:
         """The arguments of a call of torch with the dropout that `p` adds to them."""
-        if func is F.linear and (rate := self._rates.added("head", self._moment())):
+        if func is F.linear and args and (rate := self._rates.added("head", self.forward.moment)):
             return (times(args[0], self._mask(args[0], rate, "head")), *args[1:])
-        if func in _SUMS and (rate := self._rates.added("residual", self._moment())):
-            first, second = args[:2]
-            if isinstance(first, Tensor) and isinstance(second, Tensor) and first.shape == second.shape:
-                return (self._dropped(first, second, rate), self._dropped(second, first, rate), *args[2:])
-        return args
-
-    def _dropped(self, x: Tensor, other: Tensor, rate: float) -> Tensor:
-        """`x` with dropout if it is a branch that is being added to the residual stream, else as it is."""
-        if not self._is_branch(x, other):
-            return x
-        return times(x, self._mask(x, rate, "residual"))
-
-    def _is_branch(self, x: Tensor, other: Tensor) -> bool:
-        running = self._stack[-1] if self._stack else None
-        if running is not None and running.in_layer:  # a sum inside a part: of its argument and what it just computed
-            return x is self._returned and any(other is argument for argument in running.arguments)
-        return x is self._returned or any(x is branch for branch in self._branches)
-
-    def _is_scaled_branch(self, args: tuple[Any, ...]) -> bool:
-        """Whether a product is of the last module's output and a plain number."""
-        return any(part is self._returned for part in args) and any(isinstance(part, int | float) for part in args)
+        if func not in SUMS or len(args) < 2 or not (rate := self._rates.added("residual", self.forward.moment)):
+            return args
+        first, second, *rest = args
+        if not isinstance(first, Tensor) or not isinstance(second, Tensor) or first.shape != second.shape:
+            return args
+        of_first, of_second = (
+            self._mask(x, rate, "residual") if branches.among(x, other) else None
+            for x, other in ((first, second), (second, first))
+        )
+        inplace = func in (Tensor.add_, Tensor.__iadd__)  # the sum is written where the first term is
+        return (times(first, of_first, inplace), times(second, of_second), *rest)
 
     def _are_weights(self, x: Tensor) -> bool:
         """Whether `x` is, or is a view of, what the last softmax returned."""
-        weights = self._weights
-        return weights is not None and x.untyped_storage().data_ptr() == weights.untyped_storage().data_ptr()
+        if self._weights is None or x.device != self._weights.device:
+            return False
+        try:
+            return x.untyped_storage().data_ptr() == self._weights.untyped_storage().data_ptr()
+        except (NotImplementedError, RuntimeError):  # sparse tensors, and those of torch.func, have no storage
+            return False
 
     def _heads(self) -> int:
         """Heads of the attention that is running; 1 where it does not say, and heads then share their mask."""
-        for call in self._stack[:-3:-1]:  # itself, or the parent of an nn.Dropout
+        for call in self.forward.stack[:-3:-1]:  # itself, or the parent of an nn.Dropout
             for name in ("num_heads", "num_attention_heads", "n_heads", "n_head"):
                 if isinstance(getattr(call.module, name, None), int):
                     return int(getattr(call.module, name))
         return 1
 
-    def _moment(self) -> Moment:
-        path = self._names[id(self._stack[-1].module)] if self._stack else ""
-        return Moment(path, self._layer, self._layers)
-
     def _site(self, kind: str = "") -> str:
         """Name of this dropout call: seed, draw, module path, ordinal of the call within the module."""
-        path = self._moment().path + kind
+        path = self.forward.moment.path + kind
         self._calls[path] += 1
         return f"{self._key}/{path}/{self._calls[path]}"
 
     def attention_rate(self, p: float) -> float:
         """The rate of attention dropout that is configured with `p`, here and now."""
-        return self._rates.own(p, "attention", self._moment())
+        return self._rates.own(p, "attention", self.forward.moment)
 
     def unit_mask(self, x: Tensor, p: float) -> Tensor | None:
         """Scaled keep mask for single units of `x`, broadcastable to it; None where nothing is dropped."""
-        kind = "attention" if self._are_weights(x) or (x.ndim >= 4 and self._attends()) else "hidden"
+        attends = self._are_weights(x) or (x.ndim >= 4 and any("attention" in call.kind for call in self._innermost()))
         site = self._site()
-        rate = self._rates.own(p, kind, self._moment())
+        rate = self._rates.own(p, "attention" if attends else "hidden", self.forward.moment)
         return self._unit_mask(x, rate, site) if rate > 0 else None
 
     def weight_mask(
@@ -205,15 +171,15 @@ class DrawnNetwork(TorchFunctionMode):
         rate = self.attention_rate(p)
         if rate == 0:
             return None
-        if self._fresh is not None or attn_mask is None or len(shape) != 4:
+        if attn_mask is None or len(shape) != 4:
             return self._weight_mask(shape, rate, site, device, None)
         allowed = attn_mask if attn_mask.dtype == torch.bool else attn_mask > torch.finfo(attn_mask.dtype).min / 2
-        return self._weight_mask(shape, rate, site, device, _seen_keys(allowed.expand(shape)))
+        return self._weight_mask(shape, rate, site, device, allowed)
 
     def channel_mask(self, x: Tensor, p: float, channels: int) -> Tensor | None:
         """Scaled keep mask for whole channels of `x`, which lie on axis `channels`; None where nothing is dropped."""
         site = self._site()
-        rate = self._rates.own(p, "hidden", self._moment())
+        rate = self._rates.own(p, "hidden", self.forward.moment)
         if rate == 0:
             return None
         self.fired += 1
@@ -222,11 +188,12 @@ class DrawnNetwork(TorchFunctionMode):
             return fresh_mask((*x.shape[: channels + 1], *trailing), rate, self._fresh(x.device))
         return feature_mask(site, x.shape[channels], rate, x.device).view(-1, *trailing)
 
-    def _is_dropout(self) -> bool:
-        return bool(self._stack) and "dropout" in _kind(self._stack[-1].module)
+    def _innermost(self) -> list[Any]:
+        """What is running, and what called it: where attention has an nn.Dropout, the second is the attention."""
+        return self.forward.stack[:-3:-1]
 
-    def _attends(self) -> bool:
-        return any("attention" in _kind(call.module) for call in self._stack[:-3:-1])
+    def _drops_by_itself(self) -> bool:
+        return bool(self.forward.stack) and "dropout" in self.forward.stack[-1].kind
 
     def _mask(self, x: Tensor, rate: float, kind: str) -> Tensor:
         """The mask of dropout that the model itself does not have."""
@@ -236,53 +203,72 @@ class DrawnNetwork(TorchFunctionMode):
         if x.ndim == 3 and self._are_weights(x):  # attention weights [B·H, L, S]
             heads = self._heads() if x.shape[0] % self._heads() == 0 else 1
             by_head = x.view(x.shape[0] // heads, heads, *x.shape[1:])
-            mask = self._weight_mask(by_head.shape, rate, site, x.device, _seen_keys(by_head > 0))
+            mask = self._weight_mask(by_head.shape, rate, site, x.device, by_head > 0)
             return mask.expand(by_head.shape).reshape(x.shape)
         if x.ndim >= 4:  # attention weights [B, H, L, S] or images [B, C, H, W]
-            is_placed = self._fresh is None and x.ndim == 4 and self._are_weights(x)
-            seen = _seen_keys(x > 0) if is_placed else None
-            return self._weight_mask(x.shape, rate, site, x.device, seen)
+            if any(hasattr(call.module, "one_sided_attn_window_size") for call in self._innermost()):
+                return self._window_mask(x.shape, rate, site, x.device)  # attention weights [B, L, H, window]
+            allowed = x > 0 if x.ndim == 4 and self._are_weights(x) else None
+            return self._weight_mask(x.shape, rate, site, x.device, allowed)
         self.fired += 1
         if self._fresh is not None:
             return fresh_mask(x.shape, rate, self._fresh(x.device))
         return feature_mask(site, x.shape[-1] if x.ndim > 1 else 1, rate, x.device)  # [d]; one coin for [B]
 
+    def _window_mask(self, shape: Sequence[int], rate: float, site: str, device: torch.device) -> Tensor:
+        if self._fresh is not None:
+            self.fired += 1
+            return fresh_mask(shape, rate, self._fresh(device))
+        # Counted from the window's end: columns for global tokens, of which batches have different numbers, come first.
+        return self._weight_mask((1, shape[2], 1, shape[3]), rate, site, device, None).transpose(1, 2).flip(-1)
+
     def _weight_mask(
-        self, shape: Sequence[int], rate: float, site: str, device: torch.device, seen: Tensor | None
+        self, shape: Sequence[int], rate: float, site: str, device: torch.device, allowed: Tensor | None
     ) -> Tensor:
+        """The mask for weights [B, *H, L, S], of which those that are allowed, [B, H, L, S] or fewer, are not 0."""
         self.fired += 1
         if self._fresh is not None:
             return fresh_mask(shape, rate, self._fresh(device))
         queries, keys = shape[-2:]
         heads = math.prod(shape[1:-2])
-        places = None if seen is None else _places(seen, queries, bool(_CROSS.search(self._moment().path)))
+        is_cross = bool(_CROSS.search(".".join(self.forward.moment.path.split(".")[-2:])))
+        is_last = queries == 1 < keys and self._generates and not is_cross  # after keys of earlier calls
+        places = _places(allowed, queries, keys, is_cross, is_last, device)
         if places is not None:
             return placed_attention_mask(site, heads, *places, rate)
-        return attention_mask(site, heads, queries, keys, rate, device).view(1, *shape[1:])
+        return attention_mask(site, heads, 1 if is_cross else queries, keys, rate, device).view(
+            1, *shape[1:-2], -1, keys
+        )
 
 
-def _seen_keys(allowed: Tensor) -> Tensor:
-    """Which keys some query of some head sees, [B, S], of what is allowed, [B, H, L, S]."""
-    return allowed.flatten(1, 2).any(1)
+def _places(
+    allowed: Tensor | None, queries: int, keys: int, is_cross: bool, is_last: bool, device: torch.device
+) -> tuple[Tensor, Tensor] | None:
+    """Places of queries [B, L] and keys [B, S] in their rows without padding; None where indices do.
 
-
-def _places(seen: Tensor, queries: int, is_cross: bool) -> tuple[Tensor, Tensor] | None:
-    """Places of queries [B, L] and keys [B, S] in their rows without padding; None where distances are right as it is.
-
-    They are unless padding stands between the keys of a row (where a model puts something before or behind its tokens),
-    or before the keys of another sequence than the queries'.
+    They do unless padding stands between the keys of a row (where a model puts something before or behind its tokens),
+    or before the keys of another sequence than the queries', or a single query is the last of its row. In cross
+    attention, where a query's place among the keys means nothing, all queries stand at 0.
     """
-    ranks = seen.cumsum(-1) - 1  # [B, S]
-    shifts = torch.arange(seen.shape[-1], device=seen.device) - ranks  # padding before each key, [B, S]
-    first = shifts.gather(-1, seen.int().argmax(-1, keepdim=True))  # [B, 1]
-    between = bool(((shifts != first) & seen).any())
-    if not between and not (is_cross and first.any()):
+    index = torch.arange(keys, device=device)[None]  # [1, S]
+    ranks = index
+    if allowed is not None:
+        seen = allowed.expand(*allowed.shape[:-1], keys).flatten(1, -2).any(1)  # [B, S]
+        shifts = index - seen.cumsum(-1) + 1  # padding before each key, [B, S]
+        first = shifts.gather(-1, seen.int().argmax(-1, keepdim=True))  # [B, 1]
+        if ((shifts != first) & seen).any() or (is_cross and first.any()):
+            ranks = (index - shifts).clamp(min=0)  # [B, S]
+    if ranks is index and not is_last:
         return None
-    ranks = ranks.clamp(min=0)
-    if is_cross or queries > ranks.shape[-1]:
-        return torch.arange(queries, device=seen.device)[None], ranks
-    return ranks[:, :queries], ranks
+    if is_cross or queries > keys:
+        return torch.arange(queries, device=device)[None] * (not is_cross), ranks
+    return (ranks[:, -1:] if is_last else ranks[:, :queries]), ranks
 
 
-def _kind(module: nn.Module) -> str:
-    return type(module).__name__.lower()
+def _with_first(output: Any, first: Tensor) -> Any:
+    """A module's output with another first tensor."""
+    if isinstance(output, Tensor):
+        return first
+    if hasattr(output, "_replace"):  # a named tuple
+        return output._replace(**{output._fields[0]: first})
+    return type(output)([first, *output[1:]])

@@ -96,8 +96,9 @@ class Rates:
 def stacked_layers(model: nn.Module) -> list[list[nn.Module]]:
     """The model's layers: the elements of its outermost module lists, in the order in which it has them.
 
-    Lists of one length side by side, as some models keep their attentions and their norms, are one stack, whose layer i
-    is the i-th of each.
+    A stage of a hierarchical model, which has a list of blocks of one kind itself, is not one layer but these. Lists of
+    one length side by side, as some models keep their attentions and their norms, are one stack, whose layer i is the
+    i-th of each.
     """
     layers = []
     stacks: dict[int, list[list[nn.Module]]] = defaultdict(list)
@@ -115,7 +116,16 @@ def stacked_layers(model: nn.Module) -> list[list[nn.Module]]:
 
 
 def _flat(modules: nn.ModuleList) -> list[nn.Module]:
-    return [part for child in modules for part in (_flat(child) if isinstance(child, nn.ModuleList) else [child])]
+    return [part for child in modules for part in _parts(child)]
+
+
+def _parts(module: nn.Module) -> list[nn.Module]:
+    if isinstance(module, nn.ModuleList):
+        return _flat(module)
+    blocks = getattr(module, "blocks", None) or getattr(module, "layers", None)
+    if isinstance(blocks, nn.ModuleList) and len({type(block) for block in blocks}) == 1:
+        return _flat(blocks)
+    return [module]
 
 
 def checked_where(where: str | None) -> None:

@@ -176,8 +176,10 @@ REFUSED: dict[tuple[str, str], str] = {
 SHIFTED: dict[tuple[str, str], str] = {
     (
         "token classification",
+        "squeezebert",
+    ): "keeps hidden states as [B, d, L]: masks of features are of places",
+    (
+        "token classification",
         "t5gemma2",
     ): "in its decoder's keys padding, which no mask hides, stands before the encoder's",
 }
-# By the words of MCDropout: independent of padding on the right alone.
-WINDOWED = ("longformer",)

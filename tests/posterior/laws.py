@@ -29,9 +29,10 @@ def tokens(lengths: list[int]) -> dict[str, Tensor]:
 
 
 def drawn(model: nn.Module, posterior: Posterior, t: int, **inputs: Tensor) -> Tensor:
-    """Logits of one draw."""
+    """Logits of one draw; what the model returns first if it has none."""
     with torch.no_grad(), posterior.draw(model, t):
-        return model(**inputs).logits
+        came = model(**inputs)
+        return came.logits if "logits" in came else came[0]
 
 
 def state(model: nn.Module) -> dict[str, object]:

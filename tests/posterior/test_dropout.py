@@ -16,9 +16,13 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
     LongformerConfig,
     LongformerForSequenceClassification,
     PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
     XGLMConfig,
     XGLMForCausalLM,
     set_seed,
@@ -397,6 +401,67 @@ def test_merged_heads_do_not_see_left_padding() -> None:
     assert not torch.allclose(alone, deterministic, atol=1e-2)
 
 
+GENERATORS: dict[str, Callable[[], PreTrainedModel]] = {
+    "llama": lambda: LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=99, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
+            attention_dropout=0.4,
+        )
+    ),
+    "t5": lambda: T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=99, d_model=16, d_ff=24, num_layers=2, num_heads=2, d_kv=8, dropout_rate=0.4,
+            decoder_start_token_id=0,
+        )
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_generating_is_one_network(kind: str) -> None:
+    """Scores of generated tokens are the same with a cache of keys and without, and under padding on the left."""
+    network = large(GENERATORS[kind]())
+    ids = torch.tensor([[5, 6, 7, 8]])
+    padded = F.pad(ids, (3, 0))
+    settings = {"max_new_tokens": 4, "do_sample": False, "output_scores": True, "return_dict_in_generate": True}
+    scores = []
+    for given, cached in ((ids, True), (ids, False), (padded, True)):
+        mask = (given > 0).long()
+        with MCDropout().draw(network, 0):
+            came = network.generate(
+                given, attention_mask=mask, use_cache=cached, pad_token_id=0, eos_token_id=None, **settings
+            )
+        scores.append(torch.stack(came.scores))
+    torch.testing.assert_close(scores[1], scores[0], rtol=0, atol=1e-4)
+    torch.testing.assert_close(scores[2], scores[0], rtol=0, atol=1e-4)
+
+
+def test_keys_for_all_rows() -> None:
+    """Attention whose keys stand for all rows gives an answer for each row."""
+    query, key = torch.randn(3, 8, 600, 4), torch.randn(1, 8, 600, 4)
+    network = Calling(lambda: F.scaled_dot_product_attention(query, key, key, dropout_p=0.1))
+    with MCDropout().draw(network, 0):
+        assert network().shape == query.shape
+    network.function = lambda: F.scaled_dot_product_attention(query[:0], query[:0], query[:0], dropout_p=0.1)
+    with MCDropout().draw(network, 0):
+        assert network().shape == (0, 8, 600, 4)
+
+
+def test_other_ways_to_call_dropout() -> None:
+    """Keyword arguments, in-place alpha dropout and tensors without storage are answered too."""
+    x = torch.ones(4, 100)
+
+    def run() -> Tensor:
+        alpha = torch.zeros(4, 100)
+        F.alpha_dropout(alpha, 0.5, True, inplace=True)
+        assert (alpha != 0).any()
+        torch.softmax(x, -1).to_sparse().to(torch.float64)
+        return torch.dropout(x, p=0.5, train=False)
+
+    with MCDropout().draw(network := Calling(run), 0):
+        assert 0 < (network() == 0).sum() < 400
+
+
 def test_one_number_a_row_shares_one_coin() -> None:
     """Dropout on a vector with a number for each row treats rows alike, in any order."""
     layer, x = nn.Dropout(0.5), torch.rand(6)
@@ -474,13 +539,17 @@ def test_keep_rate_at_every_site(model: PreTrainedModel, monkeypatch: pytest.Mon
         assert abs(sum(coins) / len(coins) - 0.9) < 4 * (0.09 / len(coins)) ** 0.5
 
 
+@pytest.mark.filterwarnings("ignore:Using `torch.compile:UserWarning")  # a draw's hooks leave out what is no part
 def test_compiled_models_draw_the_same(model: PreTrainedModel) -> None:
     """A wrapper around the model changes no site's name, and so no mask."""
     compiled = torch.compile(model, backend="eager")
     inputs = batch([6, 9])
-    expected = drawn(model, MCDropout(), 0, **inputs)
-    with torch.inference_mode(), MCDropout().draw(compiled, 0):
-        torch.testing.assert_close(model(**inputs).logits, expected)
+    with torch.inference_mode():
+        plain, expected = compiled(**inputs).logits, drawn(model, MCDropout(), 0, **inputs)
+        for network in (model, compiled):
+            with MCDropout().draw(compiled, 0):
+                torch.testing.assert_close(network(**inputs).logits, expected)
+        torch.testing.assert_close(compiled(**inputs).logits, plain)
 
 
 def test_attention_of_one_row_alone() -> None:

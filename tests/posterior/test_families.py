@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from baal_hf import MCDropout
 from tests.posterior.families import TASKS, build, configuration, dropout_rates, inputs, output
-from tests.posterior.family_settings import REFUSED, SHIFTED, UNBUILT, WINDOWED
+from tests.posterior.family_settings import REFUSED, SHIFTED, UNBUILT
 
 pytestmark = [
     # Models of transformers tell of their own old ways, and of tiny configurations; none of it is about draws.
@@ -139,14 +139,12 @@ def layouts(task: str, model: nn.Module) -> Iterator[tuple[str, dict[str, Tensor
     )
     batches = [(neighbour, slice(5)), (right, slice(5)), (left, slice(-5, None))]
     for name, (batch, tokens) in zip(LAYOUTS, batches, strict=True):
-        if name == "padding left" and model.config.model_type in WINDOWED:
-            continue  # MCDropout does not promise it
         one, many = dict(alone), dict(batch)
         if model.config.is_encoder_decoder and task == "seq2seq LM":
             one["decoder_input_ids"] = ids[:1]
             many["decoder_input_ids"] = ids
             tokens = slice(5)
-        elif "position_ids" in signature(model.forward).parameters and task == "causal LM":
+        elif "position_ids" in signature(model.forward).parameters:
             for given in (one, many):
                 given["position_ids"] = (given["attention_mask"].cumsum(1) - 1).clamp(min=0)
         yield name, one, many, slice(None) if task == "sequence classification" else tokens

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 from transformers import (
+    BartConfig,
+    BartModel,
     BertConfig,
     BertForSequenceClassification,
     FlaubertConfig,
@@ -17,6 +20,8 @@ from transformers import (
     MixtralConfig,
     MixtralForSequenceClassification,
     PreTrainedModel,
+    SwinConfig,
+    SwinForImageClassification,
     ViTConfig,
     ViTForImageClassification,
 )
@@ -25,6 +30,16 @@ from baal_hf import MCDropout
 from baal_hf.posterior import network as networks
 from baal_hf.posterior.places import stacked_layers
 from tests.posterior.laws import drawn, llama, tokens
+
+Pair = namedtuple("Pair", ["hidden", "state"])
+
+
+class Named(nn.Module):
+    """Returns a named tuple."""
+
+    def forward(self, x: tuple[Tensor, object]) -> Pair:
+        return Pair(x[0], x[0].clone())
+
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 99}
 
@@ -79,6 +94,65 @@ def test_two_residual_branches_a_layer(
     model.eval().config.pad_token_id = 0
     given = sites(model, MCDropout(p=0.2), monkeypatch, **(inputs or {"input_ids": tokens([5])["input_ids"]}))
     assert len(given) == 2 * len(stacked_layers(model))
+
+
+def test_sums_outside_of_layers_are_no_branches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In BART the embeddings of encoder and decoder are sums too, and are left alone, whatever the batch size."""
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
+    model = BartModel(BartConfig(**sizes, decoder_attention_heads=2, vocab_size=99)).eval()
+    branches = ["encoder.layers.0+residual"] * 2 + ["decoder.layers.0+residual"] * 3
+    for rows in (1, 3):
+        given = sites(model, MCDropout(p=0.2), monkeypatch, input_ids=tokens([5] * rows)["input_ids"])
+        assert [name.split("/")[0] for name in given] == branches
+
+
+def test_swin_has_its_branches_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers of a hierarchical model are the blocks of its stages, and both branches of each are dropped."""
+    config = SwinConfig(image_size=32, embed_dim=8, depths=[2, 2], num_heads=[1, 2], window_size=4, drop_path_rate=0.1)
+    model = SwinForImageClassification(config).eval()
+    assert len(stacked_layers(model)) == 4
+    posterior, images = MCDropout(p=0.2), torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert len(sites(model, posterior, monkeypatch, pixel_values=images)) == 8
+
+
+def test_a_sum_in_place_keeps_the_residual() -> None:
+    """A layer that adds to its output in place is dropped in place."""
+
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.linear(x)
+            y.add_(x)
+            return y
+
+    class Stack(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([Layer(), Layer()])
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = layer(x)
+            return x
+
+    network, x = Stack(), torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        plain = network(x)
+        with MCDropout(p=1e-9).draw(network, 0):
+            torch.testing.assert_close(network(x), plain)
+        with MCDropout(p=0.5).draw(network, 0):
+            assert not torch.allclose(network(x), plain)
+
+
+def test_patterns_reach_named_tuples() -> None:
+    """The first part of a module's output is dropped, and the rest stays what it was."""
+    network = nn.Sequential(nn.LSTM(3, 40), Named())
+    with torch.no_grad(), MCDropout(p=0.5, where="1").draw(network, 0):
+        came = network(torch.ones(2, 3))
+    assert type(came) is Pair and (came.hidden == 0).sum() > 20 and (came.state != 0).all()
 
 
 def test_added_dropout_replaces_the_models_own(monkeypatch: pytest.MonkeyPatch) -> None:
