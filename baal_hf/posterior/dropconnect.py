@@ -70,17 +70,28 @@ class MCDropConnect:
         """Make `model` the t-th network for the length of a `with` block.
 
         Raises:
-            ValueError: `t` is negative, or the model has none of the layers.
+            ValueError: `t` is negative, the model has none of the layers, or they use their weights in their own way.
             TypeError: `model` is wrapped in `nn.DataParallel`.
             RuntimeError: A draw of this model, or another draw in this thread, is open already.
         """
-        with opened(self, model, t) as bare, evaluation_flags(bare), _Connected(self._masked(bare, t)):
-            yield
+        with opened(self, model, t) as bare, evaluation_flags(bare):
+            connected = _Connected(self._masked(bare, t))
+            with connected:
+                yield
+        if connected.missed and not connected.exchanged:
+            raise ValueError(
+                f"MCDropConnect cannot reach the weights of {' or '.join(self.layers)} in {type(model).__name__}: they "
+                f"are used in the model's own way ({connected.missed}), and every draw would be the same."
+            )
+
+    def chosen(self, model: nn.Module) -> list[nn.Parameter]:
+        """The weights of the model that draws drop from."""
+        kinds = tuple(_KINDS[name] for name in self.layers)
+        return [weight for module in model.modules() if isinstance(module, kinds) for weight in _weights(module)]
 
     def _masked(self, model: nn.Module, t: int) -> dict[int, Tensor]:
         """The masked weights of the draw, by the identity of the trained ones."""
-        kinds = tuple(_KINDS[name] for name in self.layers)
-        chosen = {id(weight) for module in model.modules() if isinstance(module, kinds) for weight in _weights(module)}
+        chosen = {id(weight) for weight in self.chosen(model)}
         if not chosen:
             raise ValueError(f"MCDropConnect found no {' or '.join(self.layers)} in {type(model).__name__}.")
         masked = {}
@@ -101,6 +112,8 @@ class _Connected(TorchFunctionMode):
 
     def __init__(self, masked: dict[int, Tensor]) -> None:
         super().__init__()
+        self.exchanged = 0  # weights
+        self.missed = ""  # a function that was given a weight, and is none of those that are known
         self._masked = masked
 
     def __torch_function__(
@@ -110,9 +123,14 @@ class _Connected(TorchFunctionMode):
         if func in _CALLS:
             args = tuple(self._exchanged(argument) for argument in args)
             kwargs = {name: self._exchanged(argument) for name, argument in kwargs.items()}
+        elif any(id(argument) in self._masked for argument in args) and func.__name__ != "__get__":
+            self.missed = func.__name__
         return func(*args, **kwargs)
 
     def _exchanged(self, argument: Any) -> Any:
         if isinstance(argument, list):  # the weights of a recurrent layer
             return [self._exchanged(part) for part in argument]
-        return self._masked.get(id(argument), argument)
+        if id(argument) not in self._masked:
+            return argument
+        self.exchanged += 1
+        return self._masked[id(argument)]

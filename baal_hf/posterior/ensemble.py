@@ -21,8 +21,9 @@ from baal_hf.posterior.weights import Member, has_weights, kept_aside, saved_for
 class Ensemble:
     """Deep ensemble (Lakshminarayanan et al., 2017; 1612.01474): the t-th draw is the t-th member.
 
-    A member's weights are copied into the model when its draw is opened; the model's own wait in a temporary file and
-    come back when it ends. So there is one member in memory at a time, whatever their number. Nothing pickled is read.
+    A member's weights are written into the model when its draw is opened, in the model's precision; the model's own
+    wait in a temporary file and come back when it ends. So there is one member in memory at a time, whatever their
+    number. Nothing pickled is read.
 
     Checkpoints of one training run with a cyclic learning rate make a snapshot ensemble (Huang et al., 2017;
     1704.00109): `Ensemble(args.output_dir)`. Members that are LoRA adapters (needs `peft`) exchange the adapter alone;
@@ -39,12 +40,15 @@ class Ensemble:
 
     Raises:
         FileNotFoundError: A path does not exist.
+        TypeError: `members` is a single state dict, not a sequence.
         ValueError: There is no member, or a folder has no weights in it.
     """
 
     swaps_weights = True
 
     def __init__(self, members: str | os.PathLike[str] | Sequence[Member]) -> None:
+        if isinstance(members, Mapping):
+            raise TypeError("Ensemble needs a sequence of members, got one state dict: give a list.")
         self.members: list[Member] = (
             [*_found(Path(members))] if isinstance(members, str | os.PathLike) else list(members)
         )
@@ -123,6 +127,8 @@ def _found(folder: Path) -> list[Path]:
     if not folder.exists():
         raise FileNotFoundError(f"Ensemble found no folder {folder}.")
     checkpoints = [part for part in folder.iterdir() if part.is_dir() and has_weights(part)]
+    if not checkpoints and has_weights(folder) and any(folder.glob("*config.json")):
+        return [folder]  # itself a checkpoint
     members = checkpoints or [part for part in folder.iterdir() if part.suffix == ".safetensors"]
     if not members:
         raise ValueError(

@@ -67,10 +67,11 @@ def patch_module(
         The patched module.
 
     Raises:
-        ValueError: The module is patched already.
+        ValueError: The module, or a part of it, is patched already.
     """
-    if isinstance(module, _Patched):
-        raise ValueError(f"This {type(module).__name__} is patched already; unpatch_module undoes it.")
+    if any(isinstance(part, _Patched) for part in module.modules()):
+        part = "" if isinstance(module, _Patched) else "a part of "
+        raise ValueError(f"{part}this {type(module).__name__} is patched already; unpatch_module undoes it.")
     if posterior is None:
         posterior = MCDropout(masks="shared" if consistent else "fresh")
         report = dropout_report(module)
@@ -180,4 +181,12 @@ class MCDropoutConnectModule(BayesianModule):
     """
 
     def __init__(self, module: nn.Module, layers: Sequence[str] = ("Linear",), weight_dropout: float = 0.2) -> None:
-        super().__init__(module, posterior=MCDropConnect(layers, weight_dropout))
+        posterior = MCDropConnect(layers, weight_dropout)
+        if not posterior.chosen(module):
+            warnings.warn(
+                f"MCDropoutConnectModule found no {' or '.join(posterior.layers)} in {type(module).__name__}: there is "
+                "nothing to drop. Name other layers.",
+                UserWarning,
+                stacklevel=2,
+            )
+        super().__init__(module, posterior=posterior)

@@ -24,17 +24,22 @@ from torch import nn
 def gates_dropout(kind: type[nn.Module]) -> bool:
     """Whether modules of this class hide a dropout behind `self.training`.
 
-    True for `rate if self.training else 0.0` (either way round) and for `if self.training: ... dropout(...)`, in any
-    method of the class or its ancestors. Where Python has no source to read, the names used by the code decide.
+    True where a method of the class or its ancestors has `rate if self.training else 0.0` (either way round) or
+    `rate * self.training`; calls dropout or sets a rate under `if self.training`; or returns early `if not
+    self.training` from what calls dropout, or is a dropout. Where Python has no source to read, the names used by the
+    code decide.
     """
-    return any(_gates(method) for method in own_methods(kind) if "training" in method.__code__.co_names)
+    is_dropout = "dropout" in kind.__name__.lower()
+    methods = [method for method in own_methods(kind) if "training" in method.__code__.co_names]
+    return any(_gates(method, is_dropout) for method in methods)
 
 
 def own_methods(kind: type[nn.Module]) -> list[FunctionType]:
     """The methods of a class and its ancestors, but for torch's own and those of every model of transformers."""
     general = ("torch.", "transformers.modeling_utils")
     ancestors = [ancestor for ancestor in kind.__mro__ if not ancestor.__module__.startswith(general)]
-    return [method for ancestor in ancestors for method in vars(ancestor).values() if inspect.isfunction(method)]
+    methods = [method for ancestor in ancestors for method in vars(ancestor).values() if inspect.isfunction(method)]
+    return [inspect.unwrap(method) for method in methods]
 
 
 @cache
@@ -46,23 +51,42 @@ def syntax(method: FunctionType) -> ast.AST | None:
         return None
 
 
-def _gates(method: FunctionType) -> bool:
+def _gates(method: FunctionType, is_dropout: bool) -> bool:
     tree = syntax(method)
     if tree is None:
         return any("drop" in name and "layer" not in name for name in method.__code__.co_names)
-    return any(_is_gate(node) for node in ast.walk(tree))
+    drops = is_dropout or any(_calls_dropout(node) for node in ast.walk(tree))
+    return any(_is_gate(node) or (drops and _is_early_return(node)) for node in ast.walk(tree))
 
 
 def _is_gate(node: ast.AST) -> bool:
     if isinstance(node, ast.IfExp):
         zero = any(isinstance(branch, ast.Constant) and branch.value == 0 for branch in (node.body, node.orelse))
         return zero and _reads_training(node.test)
-    if isinstance(node, ast.If):
-        return _reads_training(node.test) and any(_calls_dropout(part) for line in node.body for part in ast.walk(line))
+    if isinstance(node, ast.If) and _reads_training(node.test):
+        return any(_calls_dropout(part) or _sets_rate(part) for line in node.body for part in ast.walk(line))
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+        sides = (node.left, node.right)
+        return any(map(_reads_training, sides)) and any("drop" in ast.unparse(side) for side in sides)
     return False
 
 
-def _reads_training(test: ast.expr) -> bool:
+def _is_early_return(node: ast.AST) -> bool:
+    if not isinstance(node, ast.If) or not any(isinstance(line, ast.Return) for line in node.body):
+        return False
+    parts = ast.walk(node.test)
+    return any(
+        isinstance(part, ast.UnaryOp) and isinstance(part.op, ast.Not) and _reads_training(part) for part in parts
+    )
+
+
+def _sets_rate(node: ast.AST) -> bool:
+    if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Attribute):
+        return False
+    return any("dropout" in ast.unparse(target) or ast.unparse(target) == "p" for target in node.targets)
+
+
+def _reads_training(test: ast.AST) -> bool:
     return any(isinstance(part, ast.Attribute) and part.attr == "training" for part in ast.walk(test))
 
 

@@ -12,7 +12,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 Member = str | os.PathLike[str] | Mapping[str, Tensor]
@@ -79,19 +79,29 @@ def saved_for(model: nn.Module, member: Member) -> Iterator[tuple[dict[str, Tens
 
 
 def _state_dict(weights: Mapping[str, Tensor]) -> Saved:
-    return Saved({name: list(weight.shape) for name, weight in weights.items()}, weights.__getitem__)
+    tensors = {name: weight for name, weight in weights.items() if isinstance(weight, Tensor)}
+    return Saved({name: list(weight.shape) for name, weight in tensors.items()}, tensors.__getitem__)
 
 
 def _opened(member: Path, stack: ExitStack) -> Saved:
-    files = [stack.enter_context(safe_open(file, framework="pt")) for file in weight_files(member)]
+    files = [_opened_file(file, stack) for file in weight_files(member)]
     file_of = {name: file for file in files for name in file.keys()}  # noqa: SIM118 (it is no dict)
     shapes = {name: file.get_slice(name).get_shape() for name, file in file_of.items()}
     return Saved(shapes, lambda name: file_of[name].get_tensor(name))
 
 
+def _opened_file(file: Path, stack: ExitStack) -> Any:
+    if not file.exists():
+        raise FileNotFoundError(f"Ensemble found no {file}, which the checkpoint's index names.")
+    try:
+        return stack.enter_context(safe_open(file, framework="pt"))
+    except SafetensorError as error:
+        raise ValueError(f"Ensemble cannot read {file}: {error}. Is it whole?") from error
+
+
 def _live(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     """The tensors of the model that weights of these names take the place of: all, or those of its adapter."""
-    weights: dict[str, Tensor] = model.state_dict()
+    weights = {name: weight for name, weight in model.state_dict().items() if isinstance(weight, Tensor)}
     if set(names) <= set(weights):
         return weights
     adapters: Any = getattr(model, "peft_config", None)
@@ -104,7 +114,11 @@ def _live(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
         return weights
     from peft import get_peft_model_state_dict
 
-    adapter = get_peft_model_state_dict(model, adapter_name=next(iter(adapters)), save_embedding_layers=False)
+    active: Any = model.active_adapters
+    active = active() if callable(active) else active
+    if len(active) != 1:
+        raise ValueError(f"Ensemble exchanges the adapter that is active, and {len(active)} are: {list(active)}.")
+    adapter = get_peft_model_state_dict(model, adapter_name=active[0], save_embedding_layers=False)
     if set(names) <= set(adapter):
         return dict(adapter)
     # A model of transformers with an adapter inside it saves that as if a PeftModel were around it.
@@ -138,9 +152,10 @@ def _check(live: Mapping[str, Tensor], saved: Saved, who: str) -> None:
 def kept_aside(weights: Iterable[Tensor]) -> Iterator[None]:
     """Keep tensors in a temporary file, and put them back on leaving."""
     distinct = list({(weight.data_ptr(), weight.shape): weight for weight in weights}.values())
-    with TemporaryFile(buffering=0) as file:
+    with TemporaryFile() as file:  # buffered: a short write is gone on with, a full disk is an error
         for weight in distinct:
             file.write(_bytes(weight.cpu()))
+        file.flush()
         try:
             yield
         finally:

@@ -127,6 +127,18 @@ def test_bad_settings(settings: dict[str, object], message: str) -> None:
         MCDropConnect(**settings)  # type: ignore[arg-type]
 
 
+def test_weights_that_are_never_met() -> None:
+    """A layer that uses its weight in a way of its own is an error, not the same draw again and again."""
+
+    class Own(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.weight.t()
+
+    message = r"cannot reach the weights of Linear in Own.*\(t\)"
+    with pytest.raises(ValueError, match=message), MCDropConnect().draw(layer := Own(2, 2), 0):
+        layer(torch.ones(1, 2))
+
+
 def test_no_such_layer() -> None:
     """A model without the layers is refused."""
     with pytest.raises(ValueError, match="found no LSTM or GRU in LlamaForSequenceClassification"):

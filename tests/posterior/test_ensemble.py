@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +25,7 @@ from transformers import (
 )
 
 from baal_hf import BaalTransformersTrainer, Ensemble, train_ensemble
+from baal_hf.posterior import weights
 from tests.posterior.laws import drawn, llama, tokens
 
 # peft reads a property that transformers has since renamed.
@@ -138,7 +141,7 @@ def test_a_failed_read_leaves_the_model(checkpoints: Path) -> None:
     ensemble, model = Ensemble(checkpoints), llama()
     (checkpoints / "checkpoint-2" / "model.safetensors").write_bytes(b"broken")
     expected = logits(model)
-    with pytest.raises(Exception, match="header"):
+    with pytest.raises(ValueError, match=r"checkpoint-2/model.safetensors: .*Is it whole"):
         drawn(model, ensemble, 0, **INPUTS)
     assert torch.equal(logits(model), expected)
     drawn(model, ensemble, 1, **INPUTS)
@@ -164,6 +167,45 @@ def test_bad_members(checkpoints: Path) -> None:
         drawn(llama(), Ensemble([{n: w for n, w in llama().state_dict().items() if n != "model.norm.weight"}]), 0)
     with pytest.raises(ValueError, match="the model has no other"):
         drawn(llama(), Ensemble([{**llama().state_dict(), "other": torch.ones(1)}]), 0)
+
+
+def test_a_full_disk_leaves_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the weights cannot be kept aside, nothing is written over them."""
+    model = llama()
+    expected = logits(model)
+
+    class Full(io.BytesIO):
+        def write(self, _: object) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(weights, "TemporaryFile", Full)
+    with pytest.raises(OSError, match="No space left"):
+        drawn(model, Ensemble([llama(1).state_dict()]), 0, **INPUTS)
+    assert torch.equal(logits(model), expected)
+
+
+def test_the_active_adapter_is_exchanged(tmp_path: Path) -> None:
+    """Of several adapters that of the model's present answers; with two active ones it is not clear which."""
+    for seed in (1, 2):
+        lora(llama(), seed).save_pretrained(tmp_path / f"adapter-{seed}")
+    model = PeftModel.from_pretrained(llama(), tmp_path / "adapter-1").eval()
+    model.load_adapter(tmp_path / "adapter-1", "second")
+    model.set_adapter("second")
+    ensemble = Ensemble(tmp_path)
+    assert not torch.allclose(*(drawn(model.eval(), ensemble, t, **INPUTS) for t in range(2)))
+    settings = LoraConfig(r=2, target_modules=["q_proj"])
+    both = get_peft_model(llama(), settings)
+    both.add_adapter("second", settings)
+    both.base_model.set_adapter(["default", "second"])
+    with pytest.raises(ValueError, match="and 2 are"):
+        drawn(both, ensemble, 0, **INPUTS)
+
+
+def test_a_checkpoint_in_shards_is_one_member(checkpoints: Path) -> None:
+    """A folder that is a checkpoint itself is an ensemble of one, not of its shards."""
+    assert Ensemble(checkpoints / "checkpoint-30").size == 1
+    with pytest.raises(TypeError, match="give a list"):
+        Ensemble(llama().state_dict())  # type: ignore[arg-type]
 
 
 def rows() -> Dataset:

@@ -143,3 +143,7 @@ def test_bad_requests(model: PreTrainedModel) -> None:
         patch_module(nn.Dropout(0.0))
     with pytest.raises(ValueError, match="patched already"):
         MCDropoutConnectModule(model)
+    with pytest.raises(ValueError, match="a part of this Sequential is patched already"):
+        patch_module(nn.Sequential(model))
+    with pytest.warns(UserWarning, match="found no Linear in Dropout"):
+        MCDropoutConnectModule(nn.Dropout(0.5))
