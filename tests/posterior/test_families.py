@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from baal_hf import MCDropout
+from baal_hf import MCDropout, dropout_report
+from baal_hf.posterior import network as networks
 from tests.posterior.families import TASKS, build, configuration, dropout_rates, inputs, output
 from tests.posterior.family_settings import REFUSED, SHIFTED, UNBUILT
 
@@ -122,6 +123,25 @@ def test_each_rate_fires_alone(task: str, family: str, counts: dict[str, Counter
         if varies and not fires:
             failed[rate] = {"training": training, "fresh": fresh, "shared": shared}
     assert not failed
+
+
+@pytest.mark.parametrize(("task", "family"), cases(list(TASKS)))
+def test_report_has_all_that_fires(task: str, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every module in which a draw drops something is in the report as a site that fires, or has one in it."""
+    rates = {rate: 0.3 for rate in dropout_rates(configuration(task, family)) if (family, rate) not in REFUSED}
+    model = build(task, family, rates)
+    fired: set[str] = set()
+    for name in ("feature_mask", "attention_mask", "placed_attention_mask"):
+        original = getattr(networks, name)
+
+        def noted(key: str, *rest: object, original: Callable[..., Tensor] = original) -> Tensor:
+            fired.add(key.split("/", 2)[2].rpartition("/")[0])
+            return original(key, *rest)
+
+        monkeypatch.setattr(networks, name, noted)
+    drawn_spread(model, inputs(task, model), MCDropout())
+    reported = {site.where for site in dropout_report(model).sites if site.fires}
+    assert not {path for path in fired if not any(site == path or site.startswith(f"{path}.") for site in reported)}
 
 
 def layouts(task: str, model: nn.Module) -> Iterator[tuple[str, dict[str, Tensor], dict[str, Tensor], slice]]:

@@ -81,24 +81,25 @@ def test_model_is_left_as_it_was(posterior: Posterior) -> None:
 
 
 def test_draws_do_not_nest(posterior: Posterior) -> None:
-    """A second draw in this thread, or of this model in another, is refused while one is open."""
+    """A second draw in this thread, or of this model or a part of it in another, is refused while one is open."""
     model = network()
     with posterior.draw(model, 0):
         with pytest.raises(RuntimeError, match="open already"), posterior.draw(network(), 0):
             pass
         caught: list[BaseException] = []
 
-        def enter() -> None:
+        def enter(part: nn.Module) -> None:
             try:
-                with posterior.draw(model, 0):
+                with posterior.draw(part, 0):
                     pass
             except RuntimeError as error:
                 caught.append(error)
 
-        thread = threading.Thread(target=enter)
-        thread.start()
-        thread.join()
-    assert "open already" in str(caught[0])
+        for part in (model, model.model.layers[1]):
+            thread = threading.Thread(target=enter, args=[part])
+            thread.start()
+            thread.join()
+    assert ["open already" in str(error) for error in caught] == [True, True]
 
 
 def test_bad_requests(posterior: Posterior) -> None:
