@@ -79,9 +79,9 @@ class Ensemble:
 def train_ensemble(trainer: Any, members: int, seeds: Sequence[int] | None = None) -> Ensemble:
     """Train members one after the other, from the same weights but each with a seed of its own.
 
-    A seed governs the order of the rows (unless `args.data_seed` is set) and dropout; with a trainer that has `model_init` also the weights that are
-    not pretrained, which is what makes members differ most. Each is saved in `member-0`, `member-1`, ... of
-    `args.output_dir`. The trainer is left with the last member as its model.
+    A seed governs the order of the rows (unless `args.data_seed` is set) and dropout; with a trainer that has
+    `model_init` also the weights that are not pretrained, which is what makes members differ most. Each is saved in
+    `member-0`, `member-1`, ... of `args.output_dir`. The trainer is left with the last member as its model.
 
     Args:
         trainer: A `BaalTransformersTrainer`.
