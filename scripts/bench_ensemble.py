@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -61,41 +62,53 @@ def seconds(network: torch.nn.Module, posterior: Posterior, iterations: int, tim
     return time.perf_counter() - started
 
 
-def peak(folder: str, kind: str) -> int:
-    """Peak memory in kilobytes of a process that predicts with an ensemble, with one model, or only loads it."""
-    run = subprocess.run([sys.executable, __file__, folder, kind], capture_output=True, text=True, check=True)
-    return int(run.stdout.split()[-1])
+def save_members(folder: str) -> None:
+    """Checkpoints that differ in their heads."""
+    network = model()
+    for seed in range(MEMBERS):
+        torch.manual_seed(seed)
+        torch.nn.init.normal_(network.classifier.weight, std=0.02)
+        network.save_pretrained(Path(folder, f"checkpoint-{seed}"))
+
+
+JOBS: dict[str, Callable[[str], object]] = {
+    "save": save_members,
+    "nothing": lambda folder: None,
+    "one": lambda folder: predict(model(), Deterministic(), 1),
+    "ensemble": lambda folder: predict(model(), Ensemble(folder), MEMBERS),
+}
+
+
+def peak(folder: str, job: str) -> float:
+    """Peak memory in megabytes of a process of its own that does a job."""
+    # What the kernel says of a process begins with the memory of the one that started it: start them while it is small.
+    run = subprocess.run([sys.executable, __file__, folder, job], capture_output=True, text=True, check=True)
+    return int(run.stdout.split()[-1]) / 1024
 
 
 def main() -> None:
-    """Save the members, time both, and weigh both."""
+    """Save the members, weigh both, and time both."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     if len(sys.argv) == 3:
-        folder, kind = sys.argv[1:]
-        if kind != "nothing":
-            posterior = Ensemble(folder) if kind == "ensemble" else Deterministic()
-            predict(model(), posterior, posterior.size or 1)
+        folder, job = sys.argv[1:]
+        JOBS[job](folder)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         return
     with tempfile.TemporaryDirectory() as folder:
-        network = model()
-        for seed in range(MEMBERS):
-            torch.manual_seed(seed)
-            torch.nn.init.normal_(network.classifier.weight, std=0.02)
-            network.save_pretrained(Path(folder, f"checkpoint-{seed}"))
-        ensemble = Ensemble(folder)
+        peaks = {job: peak(folder, job) for job in JOBS}
+        print(
+            ", ".join(f"{job}: {megabytes:.0f} MB" for job, megabytes in peaks.items() if job != "save"), "at the peak"
+        )
+        ratio = (peaks["ensemble"] - peaks["nothing"]) / (peaks["one"] - peaks["nothing"])
+        print(f"memory: {ratio:.2f} times one model's, libraries left out")
+        network, ensemble = model(), Ensemble(folder)
         ratios = []
         for _ in range(RUNS):
             base = seconds(network, Deterministic(), 1, MEMBERS)
             ratios.append(seconds(network, ensemble, MEMBERS, 1) / base)
-        print(f"time: {statistics.median(ratios):.2f} times five plain predictions of {ROWS} rows ({sorted(ratios)})")
-        nothing, one, all_of_them = (peak(folder, kind) / 1024 for kind in ("nothing", "one", "ensemble"))
-        print(
-            f"peak memory: {one:.0f} MB with one model, {all_of_them:.0f} MB with the ensemble, {nothing:.0f} MB with "
-            "libraries alone"
-        )
-        print(f"memory: {(all_of_them - nothing) / (one - nothing):.2f} times one model's, libraries left out")
+        shown = ", ".join(f"{ratio:.2f}" for ratio in sorted(ratios))
+        print(f"time: {statistics.median(ratios):.2f} times five plain predictions of {ROWS} rows (of {shown})")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +68,14 @@ class Ensemble:
             TypeError: `model` is wrapped in `nn.DataParallel`.
             RuntimeError: A draw of this model, or another draw in this thread, is open already.
         """
-        with opened(self, model, t) as bare, evaluation_flags(bare), ExitStack() as stack:
-            with saved_for(bare, self.members[t]) as (live, saved), torch.no_grad():
-                stack.enter_context(kept_aside(live.values()))
-                for name in saved.shapes:
-                    live[name].copy_(saved.read(name))
-            yield
+        with opened(self, model, t) as bare, evaluation_flags(bare):
+            live, saved = saved_for(bare, self.members[t])
+            with kept_aside(live.values()):
+                with torch.no_grad():
+                    for name in saved.shapes:
+                        live[name].copy_(saved.read(name))
+                del saved
+                yield
 
 
 def train_ensemble(trainer: Any, members: int, seeds: Sequence[int] | None = None) -> Ensemble:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -61,21 +61,19 @@ def weight_files(member: Path) -> list[Path]:
     )
 
 
-@contextmanager
-def saved_for(model: nn.Module, member: Member) -> Iterator[tuple[dict[str, Tensor], Saved]]:
+def saved_for(model: nn.Module, member: Member) -> tuple[dict[str, Tensor], Saved]:
     """The weights in the model that a member's take the place of, and the member's; nothing is changed.
 
     Raises:
         ValueError: Names or shapes are not the same.
     """
-    with ExitStack() as stack:
-        saved = _state_dict(member) if isinstance(member, Mapping) else _opened(Path(member), stack)
-        live = _live(model, saved.shapes)
-        if not isinstance(member, Mapping) and _foreign(live, saved) and _is_transformers(model, Path(member)):
-            # Some architectures are saved under other names than they run with: transformers knows how to read them.
-            saved = _state_dict(type(model).from_pretrained(member, config=model.config).state_dict())  # type: ignore[attr-defined]
-        _check(live, saved, "a state dict" if isinstance(member, Mapping) else str(member))
-        yield live, saved
+    saved = _state_dict(member) if isinstance(member, Mapping) else _on_disk(Path(member))
+    live = _live(model, saved.shapes)
+    if not isinstance(member, Mapping) and _foreign(live, saved) and _is_transformers(model, Path(member)):
+        # Some architectures are saved under other names than they run with: transformers knows how to read them.
+        saved = _state_dict(type(model).from_pretrained(member, config=model.config).state_dict())  # type: ignore[attr-defined]
+    _check(live, saved, "a state dict" if isinstance(member, Mapping) else str(member))
+    return live, saved
 
 
 def _state_dict(weights: Mapping[str, Tensor]) -> Saved:
@@ -83,18 +81,30 @@ def _state_dict(weights: Mapping[str, Tensor]) -> Saved:
     return Saved({name: list(weight.shape) for name, weight in tensors.items()}, tensors.__getitem__)
 
 
-def _opened(member: Path, stack: ExitStack) -> Saved:
-    files = [_opened_file(file, stack) for file in weight_files(member)]
-    file_of = {name: file for file in files for name in file.keys()}  # noqa: SIM118 (it is no dict)
-    shapes = {name: file.get_slice(name).get_shape() for name, file in file_of.items()}
-    return Saved(shapes, lambda name: file_of[name].get_tensor(name))
+def _on_disk(member: Path) -> Saved:
+    file_of: dict[str, Path] = {}
+    shapes: dict[str, list[int]] = {}
+    for file in weight_files(member):
+        with _opened(file) as content:
+            here = {name: content.get_slice(name).get_shape() for name in content.keys()}  # noqa: SIM118 (no dict)
+        shapes |= here
+        file_of |= dict.fromkeys(here, file)
+
+    def read(name: str) -> Tensor:
+        with _opened(file_of[name]) as content:  # for each weight anew: what was read of an open file stays in memory
+            weight: Tensor = content.get_tensor(name)
+            return weight
+
+    return Saved(shapes, read)
 
 
-def _opened_file(file: Path, stack: ExitStack) -> Any:
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
     if not file.exists():
         raise FileNotFoundError(f"Ensemble found no {file}, which the checkpoint's index names.")
     try:
-        return stack.enter_context(safe_open(file, framework="pt"))
+        with safe_open(file, framework="pt") as content:
+            yield content
     except SafetensorError as error:
         raise ValueError(f"Ensemble cannot read {file}: {error}. Is it whole?") from error
 
@@ -153,18 +163,23 @@ def kept_aside(weights: Iterable[Tensor]) -> Iterator[None]:
     """Keep tensors in a temporary file, and put them back on leaving."""
     distinct = list({(weight.data_ptr(), weight.shape): weight for weight in weights}.values())
     with TemporaryFile() as file:  # buffered: a short write is gone on with, a full disk is an error
-        for weight in distinct:
-            file.write(_bytes(weight.cpu()))
+        for part in (part for weight in distinct for part in _parts(weight)):
+            file.write(_bytes(part.cpu()))
         file.flush()
         try:
             yield
         finally:
             file.seek(0)
             with torch.no_grad():
-                for weight in distinct:
-                    back = torch.empty(weight.shape, dtype=weight.dtype)
+                for part in (part for weight in distinct for part in _parts(weight)):
+                    back = torch.empty(part.shape, dtype=part.dtype)
                     file.readinto(_bytes(back))
-                    weight.copy_(back)
+                    part.copy_(back)
+
+
+def _parts(weight: Tensor) -> Sequence[Tensor]:
+    """A tensor in views of a few megabytes, so that moving it takes no more memory than that."""
+    return torch.split(weight.view(-1), 2**20) if weight.is_contiguous() else (weight,)
 
 
 def _bytes(weight: Tensor) -> memoryview:
