@@ -19,7 +19,7 @@ Forward = Callable[[nn.Module, Any], Tensor]
 """One pass: (model, batch) -> predictions [B, C, *S], probabilities or regressed values."""
 
 # Batches for which the weights of a draw are put in place once.
-_BATCHES_A_SWAP = 64
+_BATCHES_A_SWAP = 16
 
 
 def sample_predictions(

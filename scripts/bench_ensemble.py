@@ -74,7 +74,7 @@ def save_members(folder: str) -> None:
 JOBS: dict[str, Callable[[str], object]] = {
     "save": save_members,
     "nothing": lambda folder: None,
-    "one": lambda folder: predict(model(), Deterministic(), 1),
+    "one": lambda folder: seconds(model(), Deterministic(), 1, MEMBERS),
     "ensemble": lambda folder: predict(model(), Ensemble(folder), MEMBERS),
 }
 

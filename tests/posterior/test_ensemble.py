@@ -275,7 +275,7 @@ def test_snapshots_of_one_run(tmp_path: Path) -> None:
 
 
 def test_weights_are_put_in_place_once_for_many_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Predictions read each member once for 64 batches, and are those of the members one by one."""
+    """Predictions read each member once for 16 batches, and are those of the members one by one."""
     machine = trainer(tmp_path, per_device_eval_batch_size=1)
     machine.posterior = Ensemble([llama(seed).state_dict() for seed in (1, 2)])
     opened: list[int] = []
