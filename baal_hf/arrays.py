@@ -9,6 +9,8 @@ cannot hide a model that diverged. Padding exists only where *S does, scores the
 but padding is refused, as is every other NaN or infinite value.
 """
 
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -33,13 +35,25 @@ def as_tensor(values: NumpyArray | Tensor, who: str) -> Tensor:
     Raises:
         TypeError: `values` is no NumPy array or torch tensor, or does not hold floating-point numbers.
     """
+    _refuse_kind(values, who)
+    values = _in_torch(values)
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def _refuse_kind(values: Any, who: str) -> None:
+    """Raise unless this is an array of floating-point numbers."""
     if not isinstance(values, np.ndarray | Tensor):
         raise TypeError(f"{who} needs a NumPy array or a torch tensor, got {type(values).__name__}.")
     if dtype_name(values) not in TOLERANCES:
         raise TypeError(f"{who} needs {', '.join(TOLERANCES)}, got {dtype_name(values)}. Convert the array first.")
-    if isinstance(values, np.ndarray):  # torch refuses negative strides and foreign byte order, warns of read-only
-        values = torch.from_numpy(np.require(values, values.dtype.newbyteorder("="), ["C", "W"]))
-    return values if values.dtype == torch.float64 else values.float()
+
+
+def _in_torch(values: NumpyArray | Tensor) -> Tensor:
+    """A tensor of the same numbers; shares memory where torch takes it."""
+    if isinstance(values, Tensor):
+        return values
+    # torch refuses negative strides and foreign byte order, and warns of read-only memory
+    return torch.from_numpy(np.require(values, values.dtype.newbyteorder("="), ["C", "W"]))
 
 
 def as_numpy(values: NumpyArray | Tensor) -> NumpyArray:
@@ -85,13 +99,69 @@ def probabilities(logits: Array, problem_type: str) -> Array:
     return like(logits, values.softmax(1))
 
 
-def checked_draws(predictions: NumpyArray | Tensor, who: str, draws: int = 1) -> Tensor:
+def checked_draws(predictions: NumpyArray | Tensor, who: str, draws: int = 1, first_row: int = 0) -> Tensor:
     """`predictions` as a tensor [N, C, *S, T] of finite numbers, padding apart, with at least that many draws.
+
+    Messages count rows from `first_row`, for predictions that are a part of more.
 
     Raises:
         ValueError: Axes or draws are missing, nothing is there, or real positions are not finite.
         TypeError: `predictions` is no array of floating-point numbers.
     """
+    values = _checked_axes(predictions, who, draws)  # [N, C, *S, T]
+    if not values.sum().isfinite():  # NaN and infinity stay in a sum; one that overflows is looked at closely
+        _refuse_infinite(values, who, first_row)
+    return values
+
+
+def checked_probabilities(predictions: NumpyArray | Tensor, who: str, draws: int = 1, first_row: int = 0) -> Tensor:
+    """As `checked_draws`, for class probabilities: C > 1, none negative, sums over C of 1 within `TOLERANCES`.
+
+    Raises:
+        ValueError: As `checked_draws`, or these are no probabilities of two or more exclusive classes.
+        TypeError: `predictions` is no array of floating-point numbers.
+    """
+    values = _checked_axes(predictions, who, draws)  # [N, C, *S, T]
+    tolerance = TOLERANCES[dtype_name(predictions)]
+    error = values.sum(1).sub_(1).abs_()  # [N, *S, T]
+    if values.shape[1] > 1 and values.amin() >= 0 and error.amax() <= tolerance:  # NaN and infinity fail this, too
+        return values
+    _refuse_infinite(values, who, first_row)
+    if values.shape[1] == 1:
+        advice = "Stack a binary probability p as [1 - p, p] on axis 1; for regression use Variance."
+        raise ValueError(f"{who} needs 2 classes or more, got C = 1 in {list(values.shape)}. {advice}")
+    advice = "Turn logits into probabilities first: baal_hf.arrays.probabilities; multi-label goes with Variance."
+    negative = (values < 0).flatten(1).any(1)  # [N]
+    if negative.any():
+        raise ValueError(f"{who} needs probabilities, got negative values in {row_names(negative, first_row)}. {advice}")
+    off = error > tolerance  # [N, *S, T], false at padding
+    if off.any():
+        rows, came = row_names(off.flatten(1).any(1), first_row), values.sum(1)[off][0]
+        raise ValueError(f"{who} needs sums of 1 over classes, got {came:.4g} in {rows}. {advice}")
+    return values
+
+
+def checked_sigmoids(predictions: NumpyArray | Tensor, who: str, draws: int = 1, first_row: int = 0) -> Tensor:
+    """As `checked_draws`, for probabilities of labels that do not exclude each other: all in [0, 1].
+
+    Raises:
+        ValueError: As `checked_draws`, or some are negative or above 1.
+        TypeError: `predictions` is no array of floating-point numbers.
+    """
+    values = _checked_axes(predictions, who, draws)  # [N, C, *S, T]
+    if values.amin() >= 0 and values.amax() <= 1:  # NaN and infinity fail this, too
+        return values
+    _refuse_infinite(values, who, first_row)
+    outside = ((values < 0) | (values > 1)).flatten(1).any(1)  # [N]
+    if outside.any():
+        rows = row_names(outside, first_row)
+        advice = 'Turn logits into probabilities first: probabilities(logits, "multi_label_classification").'
+        raise ValueError(f"{who} needs probabilities in [0, 1], got others in {rows}. {advice}")
+    return values
+
+
+def _checked_axes(predictions: NumpyArray | Tensor, who: str, draws: int) -> Tensor:
+    """`predictions` as a tensor that has all axes, with something on each."""
     values = as_tensor(predictions, who)  # [N, C, *S, T]
     shape = list(values.shape)
     if len(shape) < 3:
@@ -101,49 +171,187 @@ def checked_draws(predictions: NumpyArray | Tensor, who: str, draws: int = 1) ->
         raise ValueError(f"{who} needs at least one row, class, position and draw, got {shape}. Is the pool empty?")
     if shape[-1] < draws:
         raise ValueError(f"{who} needs {draws} posterior draws or more, got {shape}. Predict with iterations > 1.")
+    return values
+
+
+def _refuse_infinite(values: Tensor, who: str, first_row: int) -> None:
+    """Raise where values [N, C, *S, T] are not finite and no padding either, or a row is padding only."""
     finite = values.isfinite().all(-1).all(1)  # [N, *S]
-    if finite.all():
-        return values
-    padding = values.isnan().all(-1).all(1) if len(shape) > 3 else torch.zeros_like(finite)  # [N, *S]
+    padding = values.isnan().all(-1).all(1) if values.ndim > 3 else torch.zeros_like(finite)  # [N, *S]
     broken = ~(finite | padding).reshape(len(values), -1).all(1)  # [N]
     if broken.any():
         advice = "Check the model; padding is NaN in every class and draw of a position [N, C, S, T]."
-        raise ValueError(f"{who} needs finite predictions, got NaN or infinity in {row_names(broken)}. {advice}")
-    empty = padding.flatten(1).all(1)  # [N]
+        rows = row_names(broken, first_row)
+        raise ValueError(f"{who} needs finite predictions, got NaN or infinity in {rows}. {advice}")
+    empty = padding.reshape(len(values), -1).all(1)  # [N]
     if empty.any():
-        raise ValueError(f"{who} needs a real position a row, got only padding in {row_names(empty)}. Drop those.")
-    return values
+        rows = row_names(empty, first_row)
+        raise ValueError(f"{who} needs a real position a row, got only padding in {rows}. Drop those.")
 
 
-def checked_probabilities(predictions: NumpyArray | Tensor, who: str, draws: int = 1) -> Tensor:
-    """As `checked_draws`, for class probabilities: C > 1, none negative, sums over C of 1 within `TOLERANCES`.
+@torch.no_grad()
+def scored(
+    score: Callable[..., Tensor],
+    predictions: Array,
+    who: str,
+    draws: int = 1,
+    check: Callable[[NumpyArray | Tensor, str, int, int], Tensor] = checked_probabilities,
+    beside: Sequence[Array] = (),
+) -> Array:
+    """Check and score predictions chunk after chunk of rows: what is computed on the way stays in the cache.
+
+    Args:
+        score: Checked predictions [n, C, *S, T], and the same rows of what is `beside` them, to scores [n, *S].
+        predictions: [N, C, *S, T].
+        who: Named in errors.
+        draws: The least number of draws.
+        check: Refuses bad predictions; `checked_draws`, `checked_probabilities` or `checked_sigmoids`.
+        beside: Checked arrays with an entry for each row, that `score` needs, too.
+
+    Returns:
+        Scores [N, *S], of the kind and on the device of `predictions`, without gradients; the same whatever the chunks.
+    """
+    if not isinstance(predictions, np.ndarray | Tensor) or predictions.ndim < 3 or 0 in predictions.shape:
+        check(predictions, who, draws, 0)  # raises, and says why
+    on_host = isinstance(predictions, np.ndarray) or predictions.device.type == "cpu"
+    numbers = 2**19 if on_host else 2**26  # of a chunk, measured
+    rows = max(1, numbers // math.prod(predictions.shape[1:]))
+    parts = []
+    for start in range(0, len(predictions), rows):
+        here = slice(start, start + rows)
+        parts.append(score(check(predictions[here], who, draws, start), *(as_tensor(one[here], who) for one in beside)))
+    return like(predictions, torch.cat(parts))
+
+
+def vote_shares(probs: Tensor) -> Tensor:
+    """Share of the draws that vote for each class, their most probable one; the first of equal ones.
+
+    Args:
+        probs: Checked probabilities, [N, C, *S, T].
+
+    Returns:
+        In [0, 1], sums of 1 over classes, [N, C, *S]; NaN at padding.
+    """
+    T = probs.shape[-1]
+    padding = probs[:, 0, ..., 0].isnan()  # [N, *S]
+    counts = (probs == probs.amax(1, keepdim=True)).sum(-1)  # [N, C, *S]; several times faster than argmax
+    equal = (counts.sum(1) > T).reshape(len(probs), -1).any(1)  # [N], rows in which a draw has several best classes
+    if equal.any():
+        some = probs[equal]  # [n, C, *S, T]
+        votes = torch.zeros_like(some, dtype=torch.bool).scatter_(1, some.argmax(1, keepdim=True), True)
+        counts[equal] = votes.sum(-1)  # [n, C, *S]
+    return (counts.to(probs.dtype) / T).masked_fill_(padding.unsqueeze(1), torch.nan)
+
+
+def checked_mask(mask: NumpyArray | Tensor, shape: Sequence[int], who: str) -> Tensor:
+    """`mask` as a boolean tensor of that shape [N, *S].
 
     Raises:
-        ValueError: As `checked_draws`, or these are no probabilities of two or more exclusive classes.
-        TypeError: `predictions` is no array of floating-point numbers.
+        ValueError: The mask is of another shape, or hides a whole row.
+        TypeError: The mask is no boolean array.
     """
-    values = checked_draws(predictions, who, draws)  # [N, C, *S, T]
-    if values.shape[1] == 1:
-        advice = "Stack a binary probability p as [1 - p, p] on axis 1; for regression use Variance."
-        raise ValueError(f"{who} needs 2 classes or more, got C = 1 in {list(values.shape)}. {advice}")
-    advice = "Turn logits into probabilities first: baal_hf.arrays.probabilities; multi-label goes with Variance."
-    negative = (values < 0).flatten(1).any(1)  # [N]
-    if negative.any():
-        raise ValueError(f"{who} needs probabilities, got negative values in {row_names(negative)}. {advice}")
-    sums = values.sum(1)  # [N, *S, T]
-    off = (sums - 1).abs() > TOLERANCES[dtype_name(predictions)]  # [N, *S, T]
-    if off.any():
-        rows = row_names(off.flatten(1).any(1))
-        raise ValueError(f"{who} needs sums of 1 over classes, got {sums[off][0]:.4g} in {rows}. {advice}")
-    return values
+    if not isinstance(mask, np.ndarray | Tensor):
+        raise TypeError(f"{who} needs a mask as NumPy array or torch tensor, got {type(mask).__name__}.")
+    if dtype_name(mask) != "bool":
+        raise TypeError(f"{who} needs a boolean mask, got {dtype_name(mask)}. Compare it: mask == 1.")
+    if list(mask.shape) != list(shape):
+        raise ValueError(f"{who} needs a mask {list(shape)}, one entry a position, got {list(mask.shape)}.")
+    seen = _in_torch(mask)  # [N, *S]
+    hidden = ~seen.reshape(len(seen), -1).any(1)  # [N]
+    if hidden.any():
+        raise ValueError(f"{who} needs a position of each row, the mask hides all of {row_names(hidden)}. Drop those.")
+    return seen
 
 
-def row_names(bad: Tensor) -> str:
-    """The first few rows where the mask [N] is true, for a message.
+def masked(predictions: Array, mask: NumpyArray | Tensor) -> Array:
+    """A copy of `predictions` in which positions outside `mask` are padding, which no heuristic looks at.
+
+    Args:
+        predictions: [N, C, *S, T].
+        mask: Positions that count, bool [N, *S]: real tokens, first sub-words, the foreground.
+
+    Returns:
+        [N, C, *S, T], NaN outside the mask; of the kind, precision and device of `predictions`.
+
+    Raises:
+        ValueError: The mask is of another shape, or hides a whole row; or there are no positions.
+        TypeError: The mask is no boolean array, or `predictions` is no array of floating-point numbers.
+    """
+    _refuse_kind(predictions, "masked")
+    if predictions.ndim < 4:
+        raise ValueError(f"masked needs predictions [N, C, *S, T] with positions, got {list(predictions.shape)}.")
+    values = _in_torch(predictions)  # [N, C, *S, T]
+    seen = checked_mask(mask, values.shape[:1] + values.shape[2:-1], "masked").to(values.device)  # [N, *S]
+    hidden = ~seen.unsqueeze(1).unsqueeze(-1)  # [N, 1, *S, 1]
+    result = values.masked_fill(hidden, torch.nan)
+    return result if isinstance(predictions, Tensor) else np.asarray(result.numpy())
+
+
+def row_names(bad: Tensor, first_row: int = 0) -> str:
+    """The first few rows where the mask [N] is true, counted from `first_row`, for a message.
 
     >>> row_names(torch.tensor([False, True, True]))
     'rows 1, 2'
     """
-    rows = [int(row) for row in bad.nonzero()]
+    rows = [first_row + int(row) for row in bad.nonzero()]
     more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
     return f"row{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows[:5]))}{more}"
+
+
+def checked_features(
+    features: NumpyArray | Tensor, who: str, name: str = "features", rows: int = 1, width: int | None = None
+) -> Tensor:
+    """`features` as a tensor [N, d] of finite numbers in at least float32, with at least that many rows.
+
+    Args:
+        features: A representation of each row, [N, d].
+        who: Named in errors.
+        name: Of the array, named in errors.
+        rows: The least number of rows; 0 where there may be none, [0, d].
+        width: What d must be, that of the features it is compared with; None means any.
+
+    Raises:
+        ValueError: These are not [N, d], rows are missing, d is another, or a row holds NaN or infinity.
+        TypeError: `features` is no array of floating-point numbers.
+    """
+    values = as_tensor(features, f"{who} ({name})")  # [N, d]
+    shape = list(values.shape)
+    if len(shape) != 2 or shape[1] == 0:
+        raise ValueError(f"{who} needs {name} [N, d], got {shape}. Pool positions into one vector a row.")
+    if shape[0] < rows:
+        raise ValueError(f"{who} needs {name} of {rows} row{'s' if rows > 1 else ''} or more, got {shape}.")
+    if width is not None and shape[1] != width:
+        raise ValueError(f"{who} needs {name} as wide as features, d = {width}, got {shape}. Take both from one layer.")
+    if not values.sum().isfinite():  # as NaN and infinity stay in a sum; one that overflows is looked at closely
+        broken = ~values.isfinite().all(1)  # [N]
+        if broken.any():
+            raise ValueError(f"{who} needs finite {name}, got NaN or infinity in {row_names(broken)}. Check the model.")
+    return values
+
+
+DISTANCES_AT_ONCE = 2**21  # how many `distances_to` is best asked for together, measured: they stay in the cache
+
+
+def distances_to(points: Tensor) -> Callable[[Tensor], Tensor]:
+    """Euclidean distances to `points` [M, d], M > 0: a function of rows [n, d] to [n, M].
+
+    ‖x − p‖² = ‖x‖² + ‖p‖² − 2 x·p, both from the mean of the points. In double, and then rounded to float32, so that
+    equal rows have equal distances in whatever order a product is summed; 0 where x and p agree in all but the last of
+    float32's digits: ‖x − p‖² ≤ 10⁻¹² (‖x‖² + ‖p‖²).
+    """
+    centre = points.double().mean(0)  # [d]
+    points = points.double() - centre
+    sizes = points.square().sum(1)  # [M]
+
+    def distances(rows: Tensor) -> Tensor:
+        rows = rows.to(points) - centre
+        both = rows.square().sum(1, keepdim=True) + sizes  # [n, M]
+        squares = torch.addmm(both, rows, points.T, alpha=-2)  # [n, M]
+        return squares.masked_fill_(squares <= both.mul_(1e-12), 0).sqrt_().float()
+
+    return distances
+
+
+def entropies(probs: Tensor, dim: int) -> Tensor:
+    """Entropy in nats along one axis, 0 log 0 = 0; several times faster than with `torch.xlogy`."""
+    return probs.clamp(min=torch.finfo(probs.dtype).tiny).log_().mul_(probs).sum(dim).neg_()

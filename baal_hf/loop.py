@@ -13,7 +13,7 @@ import numpy as np
 from torch.utils.data import Subset
 
 from baal_hf.dataset import ActiveLearningDataset
-from baal_hf.heuristics import AbstractHeuristic, get_heuristic
+from baal_hf.heuristics import ARRAYS, AbstractHeuristic, get_heuristic, whole
 from baal_hf.rows import row_ids_of
 
 logger = logging.getLogger(__name__)
@@ -25,16 +25,19 @@ class ActiveLearningLoop:
     Args:
         dataset: What is labelled.
         get_probabilities: pool -> predictions [N, C, *S, T], or a generator of batches of them; for example
-            `trainer.predict_on_dataset_generator`. Not called when the heuristic needs no predictions.
+            `trainer.predict_on_dataset_generator`. Called for what the heuristic needs.
         heuristic: Ranks the predictions; a name for `get_heuristic`, or the heuristic. Random by default.
         query_size: Rows to label in a step, K.
         max_sample: Predict only that many random rows of the pool; -1 means all.
         uncertainty_folder: Write the scores of each step there, as `step=0003.npz` with `row_ids` and `scores`.
+        get_features: rows -> representations [N, d], for heuristics that need them: `trainer.predict_features`.
+        targets: Rows that are to be predicted well, without labels, for heuristics that ask for them (EPIG).
         seed: Of the random rows.
         **kwargs: Go to `get_probabilities`.
 
     Raises:
-        ValueError: `query_size` < 1, `max_sample` neither -1 nor >= 1, or no heuristic of that name.
+        ValueError: `query_size` < 1, `max_sample` neither -1 nor >= 1, no heuristic of that name, or one that needs
+            what the loop does not have.
     """
 
     def __init__(
@@ -46,6 +49,8 @@ class ActiveLearningLoop:
         max_sample: int = -1,
         uncertainty_folder: str | Path | None = None,
         *,
+        get_features: Callable[[Any], np.ndarray] | None = None,
+        targets: Any = None,
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
@@ -56,6 +61,9 @@ class ActiveLearningLoop:
         self.dataset = dataset
         self.get_probabilities = get_probabilities
         self.heuristic = heuristic if isinstance(heuristic, AbstractHeuristic) else get_heuristic(heuristic or "random")
+        _check_needs(self.heuristic, get_features, targets)
+        self.get_features = get_features
+        self.targets = targets
         self.query_size = query_size
         self.max_sample = max_sample
         self.uncertainty_folder = Path(uncertainty_folder) if uncertainty_folder is not None else None
@@ -90,8 +98,10 @@ class ActiveLearningLoop:
             ValueError: The heuristic was given predictions for another number of rows.
         """
         row_ids = row_ids_of(pool)
-        predictions = self.get_probabilities(pool, **self.kwargs) if self.heuristic.needs_predictions else pool
-        ranks, scores = self.heuristic.get_ranks(predictions)
+        arrays = self._arrays(pool)
+        ranks, scores = self.heuristic.get_ranks(
+            arrays.pop("predictions", pool), min(self.query_size, len(row_ids)), **arrays
+        )
         if len(scores) != len(row_ids):
             raise ValueError(f"get_probabilities returned {len(scores)} rows for a pool of {len(row_ids)}.")
         if self.query_size > len(row_ids):
@@ -100,7 +110,26 @@ class ActiveLearningLoop:
             logger.warning("query_size is %d but only %s: all are labelled.", self.query_size, rows)
         if self.uncertainty_folder is not None:
             _write(self.uncertainty_folder / f"step={self.dataset.current_al_step + 1:04d}.npz", row_ids, scores)
-        return row_ids[ranks[: self.query_size]]
+        return row_ids[ranks]
+
+    def _arrays(self, pool: Any) -> dict[str, Any]:
+        """What the heuristic needs to know of the pool, of the labelled rows and of the targets, by name."""
+        labelled = self.dataset.labelled
+        sources: dict[str, Callable[[], Any]] = {
+            "predictions": lambda: self._predictions(pool),
+            "features": lambda: self._features(pool),
+            "labelled_predictions": lambda: whole(self._predictions(labelled), "ActiveLearningLoop"),
+            "labelled_features": lambda: self._features(labelled) if len(labelled) else self._features(pool)[:0],
+            "labelled_labels": lambda: np.asarray(self.dataset.labels),
+            "target_predictions": lambda: whole(self._predictions(self.targets), "ActiveLearningLoop"),
+        }
+        return {name: sources[name]() for name in self.heuristic.needs}
+
+    def _predictions(self, rows: Any) -> Any:
+        return self.get_probabilities(rows, **self.kwargs)
+
+    def _features(self, rows: Any) -> Any:
+        return self.get_features(rows)  # type: ignore[misc] # checked when the loop was made
 
     def _sample(self) -> Any:
         pool = self.dataset.pool
@@ -108,6 +137,16 @@ class ActiveLearningLoop:
             return pool
         positions = np.sort(self._rng.choice(len(pool), size=self.max_sample, replace=False))
         return pool.select(positions) if hasattr(pool, "select") else Subset(pool, positions.tolist())
+
+
+def _check_needs(heuristic: AbstractHeuristic, get_features: Any, targets: Any) -> None:
+    for name in heuristic.needs:
+        if name.endswith("features") and get_features is None:
+            raise ValueError(f"{heuristic.name} needs {ARRAYS[name]}: pass get_features=trainer.predict_features.")
+        if name == "target_predictions" and targets is None:
+            raise ValueError(f"{heuristic.name} needs {ARRAYS[name]}: pass targets=rows.")
+        if name == "labels":
+            raise ValueError(f"{heuristic.name} scores rows that have a label, and a pool has none: call it yourself.")
 
 
 def _write(path: Path, row_ids: np.ndarray, scores: np.ndarray) -> None:

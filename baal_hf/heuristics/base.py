@@ -1,7 +1,10 @@
-"""What every heuristic answers: predictions [N, C, *S, T] to scores [N], and scores to ranks."""
+"""What every heuristic answers: arrays about N rows to a score for each, and to the order in which to label them."""
 
+from __future__ import annotations
+
+import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -9,19 +12,24 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from baal_hf.arrays import Array, NumpyArray, as_numpy, row_names
+from baal_hf.arrays import NumpyArray, as_numpy, row_names
+from baal_hf.heuristics.reductions import REDUCTIONS, Reduction, reduced
 
-Predictions: TypeAlias = Iterable[Any] | Sized
-Reduction: TypeAlias = str | Callable[[NumpyArray], NumpyArray]
 Ranks: TypeAlias = npt.NDArray[np.int64]
 Seed: TypeAlias = int | np.random.Generator | None
 
-REDUCTIONS: dict[str, Callable[..., Any]] = {
-    "max": np.nanmax,
-    "min": np.nanmin,
-    "mean": np.nanmean,
-    "sum": np.nansum,
+ARRAYS = {
+    "predictions": "predictions of the rows [N, C, *S, T]",
+    "features": "a representation of each row [N, d], as trainer.predict_features gives it",
+    "labels": "the label that each row has now [N]",
+    "labelled_features": "representations of the labelled rows [L, d]",
+    "labelled_predictions": "predictions of the labelled rows [L, C, T]",
+    "labelled_labels": "labels of the labelled rows [L] or [L, C]",
+    "target_predictions": "predictions of the rows to be predicted well [N*, C, T], under the same draws",
 }
+"""Names of the arrays that heuristics know."""
+
+ROW_ARRAYS = ("features", "labels")  # one entry for each row that is scored, beside its predictions
 
 
 class AbstractHeuristic(ABC):
@@ -32,15 +40,19 @@ class AbstractHeuristic(ABC):
     Args:
         shuffle_prop: Share of the ranking in [0, 1] whose places are shuffled among themselves; 1 shuffles everything.
         reduction: Scores of a row's positions [N, *S] to one score [N], padding (NaN) left out: 'max', 'min', 'mean',
-            'sum', a function of the NumPy array of scores, or 'none'. Scores without positions stay as they are.
+            'sum', `top_k(k)`, `quantile(q)`, a function of the NumPy array of scores, or 'none'. Scores without
+            positions stay as they are.
         seed: Of the heuristic's own random generator, or that generator; None takes a fresh seed from the system.
+
+    Attributes:
+        needs: Names of the arrays that it is given, out of `ARRAYS`; all but predictions by keyword.
 
     Raises:
         ValueError: `shuffle_prop` lies outside [0, 1], or the reduction is unknown.
         TypeError: An argument is of another type.
     """
 
-    needs_predictions: ClassVar[bool] = True
+    needs: Sequence[str] = ("predictions",)
 
     def __init__(self, shuffle_prop: float = 0.0, reduction: Reduction = "none", *, seed: Seed = 0) -> None:
         if not isinstance(shuffle_prop, int | float | np.number):
@@ -62,64 +74,82 @@ class AbstractHeuristic(ABC):
         return type(self).__name__
 
     @abstractmethod
-    def compute_score(self, predictions: Array) -> Array:
-        """Score each position, [N, C, *S, T] to [N, *S], without reduction; the kind that came in comes out."""
+    def compute_score(self, predictions: Any, *args: Any, **arrays: Any) -> Any:
+        """Score each position, [N, C, *S, T] to [N, *S], without reduction; the kind that came in comes out.
 
-    def get_uncertainties(self, predictions: Predictions) -> NumpyArray:
+        `arrays` are the others that the heuristic needs, by name.
+        """
+
+    def get_uncertainties(self, predictions: Any = None, **arrays: Any) -> NumpyArray:
         """Score each row.
 
         Args:
-            predictions: Predictions [N, C, *S, T] as NumPy array or torch tensor, or an iterable of such batches.
+            predictions: Predictions [N, C, *S, T] as NumPy array or torch tensor, or an iterable of such batches; not
+                looked at by a heuristic that does not need them.
+            **arrays: The other arrays that the heuristic needs, by name.
 
         Returns:
             Scores [N]; with reduction 'none' and positions [N, *S], NaN at padding.
 
         Raises:
-            ValueError: Predictions are empty, misshapen, not finite, or no probabilities where those are needed.
-            TypeError: Predictions are neither arrays of floating-point numbers nor an iterable of those.
+            ValueError: Predictions are empty, misshapen, not finite, or no probabilities where those are needed, or
+                arrays do not fit one another.
+            TypeError: Predictions are neither arrays of floating-point numbers nor an iterable of those, or an array
+                is missing.
         """
-        if isinstance(predictions, np.ndarray | Tensor):
-            return self._row_scores(predictions)
-        if not isinstance(predictions, Iterable):
-            kind = type(predictions).__name__
-            raise TypeError(f"{self.name} needs an array, a tensor or an iterable of such batches, got {kind}.")
-        return self.get_uncertainties_generator(predictions)
+        if "predictions" in self.needs and not isinstance(predictions, np.ndarray | Tensor):
+            if not isinstance(predictions, Iterable):
+                kind = type(predictions).__name__
+                raise TypeError(f"{self.name} needs an array, a tensor or an iterable of such batches, got {kind}.")
+            return self.get_uncertainties_generator(predictions, **arrays)
+        return self._row_scores(predictions, self._checked(predictions, arrays))
 
-    def get_uncertainties_generator(self, batches: Iterable[Any]) -> NumpyArray:
+    def get_uncertainties_generator(self, batches: Iterable[Any], **arrays: Any) -> NumpyArray:
         """Score each row of consecutive batches as `get_uncertainties` does, holding one batch at a time."""
+        self._check_names(arrays)
         parts: list[NumpyArray] = []
         start = 0
         for batch in batches:
+            here = {
+                name: array[start : start + len(batch)] if name in ROW_ARRAYS else array
+                for name, array in arrays.items()
+            }
             try:
-                parts.append(self._row_scores(batch))
+                parts.append(self._row_scores(batch, self._checked(batch, here)))
             except ValueError as error:
                 raise ValueError(f"In batch {len(parts)}, whose row 0 is row {start} of all: {error}") from error
             start += len(parts[-1])
         if not parts:
             raise ValueError(f"{self.name} needs at least one batch of predictions, got none. Is the pool empty?")
+        self._check_lengths(start, arrays)
         if len({part.shape[1:] for part in parts}) > 1:
             raise ValueError(f"{self.name} needs batches of one width with reduction 'none'. Choose another reduction.")
         return np.concatenate(parts)  # [N]
 
-    def get_ranks(self, predictions: Predictions) -> tuple[Ranks, NumpyArray]:
+    def get_ranks(
+        self, predictions: Any = None, query_size: int | None = None, **arrays: Any
+    ) -> tuple[Ranks, NumpyArray]:
         """Rank the rows, most informative first.
 
         Args:
             predictions: As in `get_uncertainties`.
+            query_size: Number of ranks, K; None means all.
+            **arrays: As in `get_uncertainties`.
 
         Returns:
-            Positions in `predictions` in the order to label them, int64 [N], and the score of each row [N].
+            Positions in `predictions` in the order to label them, int64 [N] or [K], and the score of each row [N].
 
         Raises:
-            ValueError: As `get_uncertainties` and `reorder_indices`.
+            ValueError: As `get_uncertainties` and `reorder_indices`, or K is not in 1 .. N.
             TypeError: As `get_uncertainties`.
         """
-        scores = self.get_uncertainties(predictions)  # [N]
-        return self.reorder_indices(scores), scores
+        scores = self.get_uncertainties(predictions, **arrays)  # [N]
+        ranks = self.reorder_indices(scores)  # [N]
+        return ranks[: self._checked_size(query_size, len(ranks))], scores
 
-    def __call__(self, predictions: Predictions) -> Ranks:
+    def __call__(self, predictions: Any = None, query_size: int | None = None, **arrays: Any) -> Ranks:
         """Rank the rows, most informative first; `get_ranks` without the scores."""
-        return self.get_ranks(predictions)[0]
+        return self.get_ranks(predictions, query_size, **arrays)[0]
 
     def reorder_indices(self, scores: npt.ArrayLike | Tensor) -> Ranks:
         """Rank scores in descending order, ties in the order of the rows, then shuffle `shuffle_prop` of the places.
@@ -133,29 +163,183 @@ class AbstractHeuristic(ABC):
         Raises:
             ValueError: Scores still have positions, there are none, or some are NaN or infinite.
         """
-        values = np.asarray(as_numpy(scores) if isinstance(scores, Tensor) else scores, dtype=np.float64)
-        if values.ndim != 1 or not len(values):
-            advice = "Choose a reduction over positions: max, min, mean, sum or a function."
-            raise ValueError(f"{self.name} ranks one score a row, got scores {list(values.shape)}. {advice}")
-        broken = ~np.isfinite(values)
-        if broken.any():
-            rows = row_names(torch.from_numpy(broken))
-            raise ValueError(f"{self.name} needs finite scores, got NaN or infinity in {rows}. Check the predictions.")
-        ranks = np.argsort(-values, kind="stable").astype(np.int64)  # [N]
+        return self._shuffled(descending(scores, self.name))
+
+    def _shuffled(self, ranks: Ranks) -> Ranks:
         places = self.rng.choice(len(ranks), round(self.shuffle_prop * len(ranks)), replace=False)
         ranks[places] = ranks[self.rng.permutation(places)]
         return ranks
 
-    def _row_scores(self, predictions: Any) -> NumpyArray:
+    def _row_scores(self, predictions: Any, arrays: dict[str, Any]) -> NumpyArray:
         """One score a row, [N, C, *S, T] to [N]; to [N, *S] where the reduction is 'none'."""
-        scores = as_numpy(self.compute_score(predictions))  # [N, *S]
+        scores = self.compute_score(predictions, **arrays)  # [N, *S]
         if scores.ndim == 1 or self.reduction == "none":
-            return scores
-        if isinstance(self.reduction, str):
-            reduced = REDUCTIONS[self.reduction](scores.reshape(len(scores), -1), axis=1)  # [N]
-        else:
-            reduced = np.asarray(self.reduction(scores))  # [N]
-        if reduced.shape != scores.shape[:1]:
-            wanted, came = list(scores.shape[:1]), list(reduced.shape)
-            raise ValueError(f"{self.name} needs a reduction of {list(scores.shape)} to {wanted}, got {came}.")
-        return np.asarray(reduced)
+            return as_numpy(scores)
+        try:
+            return as_numpy(reduced(scores, self.reduction))  # [N]
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from error
+
+    def _checked(self, predictions: Any, arrays: dict[str, Any]) -> dict[str, Any]:
+        """`arrays`, once all that are needed are there and have an entry for each row."""
+        self._check_names(arrays)
+        if "predictions" in self.needs and hasattr(predictions, "__len__"):
+            self._check_lengths(len(predictions), arrays)
+        return arrays
+
+    def _check_names(self, arrays: dict[str, Any]) -> None:
+        for name in self.needs:
+            if name != "predictions" and arrays.get(name) is None:
+                raise TypeError(f"{self.name} needs {ARRAYS[name]}: pass {name}=...")
+        for name in arrays:
+            if name not in self.needs:
+                known = ", ".join(self.needs) or "no arrays"
+                raise TypeError(f"{self.name} takes {known}, got {name}.")
+
+    def _check_lengths(self, rows: int, arrays: dict[str, Any]) -> None:
+        for name in ROW_ARRAYS:
+            if name in arrays and len(arrays[name]) != rows:
+                came = f"{len(arrays[name])} {name} for {rows} rows of predictions"
+                raise ValueError(f"{self.name} needs {ARRAYS[name]}, got {came}.")
+
+    def _checked_size(self, query_size: int | None, rows: int) -> int:
+        size = rows if query_size is None else operator.index(query_size)
+        if not 1 <= size <= rows:
+            raise ValueError(f"{self.name} needs a query_size in 1 .. {rows}, the number of rows, got {size}.")
+        return size
+
+
+class FunctionHeuristic(AbstractHeuristic):
+    """A heuristic that is one pure function of its arrays, `score`."""
+
+    score: ClassVar[Callable[..., Any]]
+
+    def compute_score(self, predictions: Any, *args: Any, **arrays: Any) -> Any:
+        """Score each position, [N, C, *S, T] to [N, *S]."""
+        return type(self).score(predictions, **arrays)
+
+
+class BatchHeuristic(AbstractHeuristic):
+    """A heuristic that chooses K rows together, each in the light of those before it.
+
+    A subclass says how in `pick` and inherits the rest. Ranks are the K picks, first pick first; scores say for each
+    row what it is worth as the first pick.
+
+    Args:
+        query_size: Rows to pick, K, where the call does not say.
+        shuffle_prop: Share of the ranking (the picks, then the other rows by score) whose places are shuffled among
+            themselves.
+        seed: As for every heuristic.
+    """
+
+    def __init__(self, query_size: int | None = None, shuffle_prop: float = 0.0, *, seed: Seed = 0) -> None:
+        super().__init__(shuffle_prop, seed=seed)
+        self.query_size = query_size
+
+    @abstractmethod
+    def pick(self, predictions: Any, query_size: int, *args: Any, **arrays: Any) -> tuple[Any, Any]:
+        """Choose rows together.
+
+        Returns:
+            The picks in their order, whole numbers [K], and what each row is worth as the first pick [N].
+        """
+
+    def compute_score(self, predictions: Any, *args: Any, **arrays: Any) -> Any:
+        """What each row is worth as the first pick, [N]."""
+        return self.pick(predictions, self.query_size or 1, **arrays)[1]
+
+    def get_uncertainties_generator(self, batches: Iterable[Any], **arrays: Any) -> NumpyArray:
+        """Score each row of consecutive batches, which are put together first: rows are chosen together."""
+        return self.get_uncertainties(whole(batches, self.name), **arrays)
+
+    def get_ranks(
+        self, predictions: Any = None, query_size: int | None = None, **arrays: Any
+    ) -> tuple[Ranks, NumpyArray]:
+        """Pick K rows together.
+
+        Args:
+            predictions: As in `get_uncertainties`; batches are put together.
+            query_size: Number of picks, K; None means the heuristic's own.
+            **arrays: As in `get_uncertainties`.
+
+        Returns:
+            Positions of the K picks, first pick first, int64 [K], and what each row is worth as the first pick [N].
+
+        Raises:
+            ValueError: K is not in 1 .. N or not known, or as `get_uncertainties`.
+            TypeError: As `get_uncertainties`.
+        """
+        if "predictions" in self.needs:
+            predictions = whole(predictions, self.name)
+        arrays = self._checked(predictions, arrays)
+        size = query_size if query_size is not None else self.query_size
+        if size is None:
+            raise ValueError(f"{self.name} picks rows together: say how many, query_size=...")
+        rows = len(predictions if "predictions" in self.needs else arrays["features"])
+        picks, scores = self.pick(predictions, self._checked_size(size, rows), **arrays)
+        picks, scores = as_numpy(picks).astype(np.int64), as_numpy(scores)
+        if self.shuffle_prop:
+            ranks = descending(scores, self.name)  # [N]
+            picks = self._shuffled(np.concatenate([picks, ranks[~np.isin(ranks, picks)]]))[:size]
+        return picks, scores
+
+    def reorder_indices(self, scores: npt.ArrayLike | Tensor) -> Ranks:
+        """Refuse: scores of single rows do not say which rows go together.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(f"{self.name} picks rows together, which scores do not tell: call get_ranks.")
+
+
+def whole(predictions: Any, who: str) -> Any:
+    """Predictions in one array or tensor, [N, C, *S, T], where they come in batches.
+
+    Raises:
+        ValueError: There are no batches, or batches of different width.
+        TypeError: These are no predictions, or batches of two kinds.
+    """
+    if isinstance(predictions, np.ndarray | Tensor):
+        return predictions
+    if not isinstance(predictions, Iterable):
+        kind = type(predictions).__name__
+        raise TypeError(f"{who} needs an array, a tensor or an iterable of such batches, got {kind}.")
+    batches = list(predictions)
+    if not batches:
+        raise ValueError(f"{who} needs at least one batch of predictions, got none. Is the pool empty?")
+    if all(isinstance(batch, np.ndarray) for batch in batches):
+        return np.concatenate(batches)  # [N, C, *S, T]
+    if all(isinstance(batch, Tensor) for batch in batches):
+        return torch.cat(batches)  # [N, C, *S, T]
+    kinds = ", ".join(sorted({type(batch).__name__ for batch in batches}))
+    raise TypeError(f"{who} needs batches that are all arrays or all tensors, got {kinds}.")
+
+
+def descending(scores: npt.ArrayLike | Tensor, who: str) -> Ranks:
+    """Positions of finite scores [N] from the highest to the lowest, equal ones in the order of the rows.
+
+    Raises:
+        ValueError: Scores still have positions, there are none, or some are NaN or infinite.
+
+    Example:
+        >>> descending([1, 2, 2], "BALD").tolist()
+        [1, 2, 0]
+    """
+    return np.argsort(-finite(scores, who), kind="stable").astype(np.int64)  # [N]
+
+
+def finite(scores: npt.ArrayLike | Tensor, who: str) -> npt.NDArray[np.float64]:
+    """One score a row [N], as float64.
+
+    Raises:
+        ValueError: Scores still have positions, there are none, or some are NaN or infinite.
+    """
+    values = np.asarray(as_numpy(scores) if isinstance(scores, Tensor) else scores, dtype=np.float64)
+    if values.ndim != 1 or not len(values):
+        advice = "Choose a reduction over positions: max, min, mean, sum or a function."
+        raise ValueError(f"{who} ranks one score a row, got scores {list(values.shape)}. {advice}")
+    broken = ~np.isfinite(values)
+    if broken.any():
+        rows = row_names(torch.from_numpy(broken))
+        raise ValueError(f"{who} needs finite scores, got NaN or infinity in {rows}. Check the predictions.")
+    return values
