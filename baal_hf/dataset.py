@@ -99,6 +99,11 @@ class ActiveLearningDataset(Dataset[Any]):
         return _read_only(np.flatnonzero(self._steps == 0))
 
     @property
+    def labels(self) -> list[Any]:
+        """The current label of each row of `.labelled`, in that order; None where a torch dataset has no label."""
+        return self._rows.labels(self.labelled_ids, self._labels)
+
+    @property
     def labelled_map(self) -> np.ndarray:
         """Step at which each row was labelled, 0 where it is not: int64 [M], read-only; copy it to keep it."""
         return _read_only(self._steps.view())

@@ -17,7 +17,7 @@ FLOORS = [
     {"arrays", "ledger", "metrics"},
     {"rows"},
     {"dataset", "posterior", "heuristics"},
-    {"sampling"},
+    {"features", "sampling"},
     {"trainer", "modelwrapper", "calibration"},
     {"loop"},
     {"experiment", "plots"},
@@ -27,12 +27,14 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # What the siblings of a folder may import from it, besides nothing.
 SHARED = {
-    "heuristics": {"base"},
+    "heuristics": {"base", "greedy", "reductions"},
     "posterior": {
         *("answers", "base", "branches", "masks", "network", "passes", "places", "report", "switches", "weights"),
     },
 }
 SIBLINGS = {
+    ("heuristics.stochastic", "heuristics.disagreement"): "PowerBALD is PowerSampling by BALD",
+    ("heuristics.stochastic", "heuristics.uncertainty"): "PowerEntropy is PowerSampling by Entropy",
     ("posterior.patching", "posterior.dropout"): "patch_module is MCDropout, left in place",
     ("posterior.patching", "posterior.dropconnect"): "MCDropoutConnectModule is MCDropConnect, left in place",
 }

@@ -110,10 +110,7 @@ class AbstractHeuristic(ABC):
         parts: list[NumpyArray] = []
         start = 0
         for batch in batches:
-            here = {
-                name: array[start : start + len(batch)] if name in ROW_ARRAYS else array
-                for name, array in arrays.items()
-            }
+            here = sliced(arrays, start, len(batch))
             try:
                 parts.append(self._row_scores(batch, self._checked(batch, here)))
             except ValueError as error:
@@ -173,10 +170,12 @@ class AbstractHeuristic(ABC):
     def _row_scores(self, predictions: Any, arrays: dict[str, Any]) -> NumpyArray:
         """One score a row, [N, C, *S, T] to [N]; to [N, *S] where the reduction is 'none'."""
         scores = self.compute_score(predictions, **arrays)  # [N, *S]
-        if scores.ndim == 1 or self.reduction == "none":
-            return as_numpy(scores)
+        return as_numpy(scores) if scores.ndim == 1 or self.reduction == "none" else as_numpy(self._reduced(scores))
+
+    def _reduced(self, scores: Any) -> Any:
+        """[N, *S] to [N]."""
         try:
-            return as_numpy(reduced(scores, self.reduction))  # [N]
+            return reduced(scores, self.reduction)
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}") from error
 
@@ -313,6 +312,11 @@ def whole(predictions: Any, who: str) -> Any:
         return torch.cat(batches)  # [N, C, *S, T]
     kinds = ", ".join(sorted({type(batch).__name__ for batch in batches}))
     raise TypeError(f"{who} needs batches that are all arrays or all tensors, got {kinds}.")
+
+
+def sliced(arrays: dict[str, Any], start: int, rows: int) -> dict[str, Any]:
+    """What belongs to these rows: of arrays with an entry for each row their part, the others as they are."""
+    return {name: array[start : start + rows] if name in ROW_ARRAYS else array for name, array in arrays.items()}
 
 
 def descending(scores: npt.ArrayLike | Tensor, who: str) -> Ranks:

@@ -30,8 +30,8 @@ def batchbald(
     is still unknown under them, H(w), with importance weights. The weights w are normalised with each label, hence
     nothing underflows however many labels there are, and each term is at least 0.
 
-    The information is at most log T. Once the picks leave less than 0.001 nats to know, the other picks are the rows of
-    highest BALD score, and add 0: predict with more iterations for large batches.
+    The information is at most log T. Once the picks leave nothing to know, or less than 0.001 nats by a sample, the other
+    picks are the rows of highest BALD score, and add 0: predict with more iterations for large batches.
 
     Args:
         probs: Class probabilities under T posterior draws, [N, C, T], T > 1.
@@ -56,7 +56,7 @@ def batchbald(
     if num_draw < 1:
         raise ValueError(f"BatchBALD needs num_draw >= 1, got {num_draw}.")
     state = _Configurations(values, num_draw, np.random.default_rng(0) if rng is None else rng)
-    picks, gains = lazy_greedy(_bald(probs), state.gains, state.accept, query_size, block=64)
+    picks, gains = lazy_greedy(torch.as_tensor(_bald(probs)), state.gains, state.accept, query_size, block=64)
     return like(probs, picks), like(probs, gains)
 
 
@@ -104,9 +104,9 @@ class _Configurations:
         noise = entropies(probs, dim=1) @ expected  # [n]
         surprise = probs.new_zeros(n)
         size = max(1, NUMBERS_AT_ONCE // (n * C))
-        for probability, posterior in zip(self.probability.split(size), self.posterior.split(size), strict=True):
-            mixture = posterior @ probs.reshape(n * C, T).T  # [m, n·C]
-            surprise += probability @ entropies(mixture.view(-1, n, C), dim=2)  # [n]
+        for start in range(0, len(self.posterior), size):
+            mixture = self.posterior[start : start + size] @ probs.reshape(n * C, T).T  # [m, n·C]
+            surprise += self.probability[start : start + size] @ entropies(mixture.view(-1, n, C), dim=2)  # [n]
         return (surprise - noise).clamp_(min=0)
 
     def accept(self, row: int) -> bool:
@@ -119,8 +119,9 @@ class _Configurations:
         C = len(probs)
         label = self.posterior @ probs.T  # [M, C], p(label | configuration)
         probability = (self.probability[:, None] * label).flatten()  # [M·C]
-        if len(probability) <= self.num_draw:
-            children = probability.nonzero().squeeze(1)  # [M']
+        enumerated = len(probability) <= self.num_draw
+        if enumerated:
+            children = (probability > torch.finfo(probability.dtype).tiny).nonzero().squeeze(1)  # [M']
             probability = probability[children]
         else:
             unknown = entropies(self.posterior, dim=1)  # [M]
@@ -130,15 +131,16 @@ class _Configurations:
         posterior = self.posterior[parents] * probs[labels]  # [M', T]
         self.posterior = posterior / posterior.sum(1, keepdim=True)
         self.probability = probability
-        return float(probability @ entropies(self.posterior, dim=1)) > NOTHING_LEFT
+        left = float(probability @ entropies(self.posterior, dim=1))
+        return left > (torch.finfo(probability.dtype).eps if enumerated else NOTHING_LEFT)
 
     def _resampled(self, importance: Tensor) -> tuple[Tensor, Tensor]:
-        """Some entries of `importance`, which ones [M'], and how often each was drawn beside how often it was due [M']."""
+        """Some entries of `importance` [M'], and how often each was drawn beside how often it was due [M']."""
         cumulated = importance.double().cumsum(0)
         total = float(cumulated[-1])
         places = (torch.arange(self.num_draw, device=importance.device) + self.rng.random()) * (total / self.num_draw)
         drawn = torch.searchsorted(cumulated, places.double(), right=True).clamp_(max=len(importance) - 1)
-        children, times = drawn.unique_consecutive(return_counts=True)
+        children, times = torch.unique_consecutive(drawn, return_counts=True)
         due = importance[children] * (self.num_draw / total)  # [M']
         return children, times / due
 

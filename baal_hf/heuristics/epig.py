@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from baal_hf.arrays import Array, NumpyArray, checked_probabilities, entropies, scored
@@ -53,7 +52,8 @@ def _expected_joint_entropy(values: Tensor, targets: Tensor) -> Tensor:
     n, C, T = values.shape
     total = values.new_zeros(n)
     size = max(1, NUMBERS_AT_ONCE // (C * targets.shape[1]))  # pairs of a row and a target
-    for some in targets.split(size):  # [m, C*, T]
+    for first in range(0, len(targets), size):
+        some = targets[first : first + size]  # [m, C*, T]
         flat = some.reshape(-1, T).T / T  # [T, m·C*]
         rows = max(1, size // len(some))
         for start in range(0, n, rows):

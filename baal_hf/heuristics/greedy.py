@@ -34,7 +34,8 @@ def lazy_greedy(
     while len(picks) < query_size and accept(pick):
         bounds[pick] = -torch.inf
         best = -torch.inf
-        for rows in bounds.argsort(descending=True, stable=True)[: len(bounds) - len(picks)].split(block):
+        order = bounds.argsort(descending=True, stable=True)[: len(bounds) - len(picks)]
+        for rows in torch.split(order, block):
             if float(bounds[rows[0]]) < best - rounding:
                 break
             bounds[rows] = gains(rows)  # [n]

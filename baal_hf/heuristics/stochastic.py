@@ -13,6 +13,7 @@ from torch import Tensor
 from baal_hf.arrays import NumpyArray, row_names
 from baal_hf.heuristics.base import AbstractHeuristic, Ranks, Seed, descending, finite
 from baal_hf.heuristics.disagreement import BALD
+from baal_hf.heuristics.reductions import Reduction
 from baal_hf.heuristics.uncertainty import Entropy
 
 
@@ -86,7 +87,7 @@ class PowerSampling(StochasticHeuristic):
     """Draws rows with probability ∝ score^(1 / temperature); scores must not be negative."""
 
     def log_weights(self, scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """log s_i."""
+        """The logarithm of each score."""
         negative = scores < 0
         if negative.any():
             rows = row_names(Tensor(negative).bool())
@@ -100,7 +101,7 @@ class GibbsSampling(StochasticHeuristic):
     """Draws rows with probability ∝ exp(score / temperature): the softmax of the scores."""
 
     def log_weights(self, scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """s_i."""
+        """The scores."""
         return scores
 
 
@@ -108,7 +109,7 @@ class RankBasedSampling(StochasticHeuristic):
     """Draws rows with probability ∝ rank^(-1 / temperature), whatever the scores; rank 1 is the highest score."""
 
     def log_weights(self, scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """-log r_i."""
+        """Minus the logarithm of each rank."""
         weights = np.empty(len(scores))
         weights[descending(scores, self.name)] = -np.log(np.arange(1, len(scores) + 1))
         return weights
@@ -117,26 +118,34 @@ class RankBasedSampling(StochasticHeuristic):
 class PowerBALD(PowerSampling):
     """`PowerSampling` by BALD."""
 
-    def __init__(self, query_size: int | None = None, temperature: float = 1.0, *, seed: Seed = 0) -> None:
-        super().__init__(BALD(), query_size, temperature, seed=seed)
+    def __init__(
+        self, query_size: int | None = None, temperature: float = 1.0, reduction: Reduction = "none", *, seed: Seed = 0
+    ) -> None:
+        super().__init__(BALD(reduction=reduction), query_size, temperature, seed=seed)
 
 
 class PowerEntropy(PowerSampling):
     """`PowerSampling` by entropy."""
 
-    def __init__(self, query_size: int | None = None, temperature: float = 1.0, *, seed: Seed = 0) -> None:
-        super().__init__(Entropy(), query_size, temperature, seed=seed)
+    def __init__(
+        self, query_size: int | None = None, temperature: float = 1.0, reduction: Reduction = "none", *, seed: Seed = 0
+    ) -> None:
+        super().__init__(Entropy(reduction=reduction), query_size, temperature, seed=seed)
 
 
 class SoftmaxBALD(GibbsSampling):
     """`GibbsSampling` by BALD."""
 
-    def __init__(self, query_size: int | None = None, temperature: float = 1.0, *, seed: Seed = 0) -> None:
-        super().__init__(BALD(), query_size, temperature, seed=seed)
+    def __init__(
+        self, query_size: int | None = None, temperature: float = 1.0, reduction: Reduction = "none", *, seed: Seed = 0
+    ) -> None:
+        super().__init__(BALD(reduction=reduction), query_size, temperature, seed=seed)
 
 
 class RankBALD(RankBasedSampling):
     """`RankBasedSampling` by BALD."""
 
-    def __init__(self, query_size: int | None = None, temperature: float = 1.0, *, seed: Seed = 0) -> None:
-        super().__init__(BALD(), query_size, temperature, seed=seed)
+    def __init__(
+        self, query_size: int | None = None, temperature: float = 1.0, reduction: Reduction = "none", *, seed: Seed = 0
+    ) -> None:
+        super().__init__(BALD(reduction=reduction), query_size, temperature, seed=seed)

@@ -63,12 +63,15 @@ class ArrowRows:
     def labelled(self, row_ids: np.ndarray, labels: Mapping[int, Any]) -> datasets.Dataset:
         if self._feature is None:  # then nothing can be labelled
             return self._view(self._table, {}, row_ids)
-        values = [labels[row_id] for row_id in row_ids.tolist()]
+        values = self.labels(row_ids, labels)
         place = np.full(len(self) + 1, -1)
         place[row_ids] = np.arange(len(row_ids))
         place = place[self._row_ids]  # [rows of the table], place in `values`
         column = pa.array(values, type=self._type).take(pa.array(place, mask=place < 0))
         return self._view(_joined(self._table, self._column, column), {self._column: self._feature}, row_ids, values)
+
+    def labels(self, row_ids: np.ndarray, labels: Mapping[int, Any]) -> list[Any]:
+        return [labels[row_id] for row_id in row_ids.tolist()]
 
     def encoded(self, row_ids: Sequence[int], labels: Sequence[Any] | None) -> list[Any]:
         if self._feature is None:

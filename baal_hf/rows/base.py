@@ -26,6 +26,9 @@ class Rows(Protocol):
     def labelled(self, row_ids: np.ndarray, labels: Mapping[int, Any]) -> Any:
         """View of these rows with these labels."""
 
+    def labels(self, row_ids: np.ndarray, labels: Mapping[int, Any]) -> list[Any]:
+        """The labels that `labelled` shows for these rows."""
+
     def encoded(self, row_ids: Sequence[int], labels: Sequence[Any] | None) -> list[Any]:
         """Labels as they are stored; None asks for the dataset's own."""
 

@@ -37,6 +37,7 @@ class TorchRows:
     ) -> None:
         names = ("label", "labels") if label_column is None else (label_column,)
         self._original = dataset
+        self._names = names
         self._unlabelled = make_unlabelled or partial(_without_label, names)
         self._with_label = partial(_with_label, names)
         self._pool_dataset = copy.copy(dataset) if specifics else dataset
@@ -56,6 +57,12 @@ class TorchRows:
 
     def labelled(self, row_ids: np.ndarray, labels: Mapping[int, Any]) -> RowView:
         return RowView(self._original, row_ids, self._with_label, [labels[row_id] for row_id in row_ids.tolist()])
+
+    def labels(self, row_ids: np.ndarray, labels: Mapping[int, Any]) -> list[Any]:
+        return [
+            _own_label(self._names, self._original[row_id]) if labels[row_id] is None else labels[row_id]
+            for row_id in row_ids.tolist()
+        ]
 
     def encoded(self, row_ids: Sequence[int], labels: Sequence[Any] | None) -> list[Any]:
         if labels is None:
@@ -77,6 +84,12 @@ def _with_label(names: Sequence[str], row: Any, label: Any) -> Any:
         present = [name for name in names if name in row] or names[:1]
         return {**row, **{name: _like(row.get(name), label) for name in present}}
     return (*row[:-1], _like(row[-1], label)) if isinstance(row, tuple | list) and len(row) > 1 else (row, label)
+
+
+def _own_label(names: Sequence[str], row: Any) -> Any:
+    if isinstance(row, Mapping):
+        return next((plain(row[name]) for name in names if name in row), None)
+    return plain(row[-1]) if isinstance(row, tuple | list) and len(row) > 1 else None
 
 
 def _like(own: Any, label: Any) -> Any:
