@@ -90,6 +90,8 @@ def _in_order(
     """The predictions of all processes, round after round, once it is sure that they are those of the next rows."""
     seen = 0
     for predictions, batch, rows, is_turn in rounds:
+        if len(predictions) != len(rows):
+            raise ValueError(f"The model returned {len(predictions)} outputs for a batch of {len(rows)} rows.")
         hidden = _padding(batch, predictions)
         finite = (predictions.isfinite() | hidden).flatten(1).all(1)  # [B]
         row_ids = torch.tensor(rows if is_turn else [-1] * len(rows), device=accelerator.device)  # [B]

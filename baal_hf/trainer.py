@@ -1,4 +1,4 @@
-"""`BaalTransformersTrainer`: Trainer, and Monte-Carlo predictions over a pool."""
+"""`BaalTransformersTrainer`: Trainer, and Monte-Carlo predictions and features over a pool."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.utils import logging
 
+from baal_hf import features
 from baal_hf.arrays import probabilities
-from baal_hf.posterior import BayesianModule, MCDropout, Posterior, unpatch_module
+from baal_hf.posterior import BayesianModule, Deterministic, MCDropout, Posterior, unpatch_module
 from baal_hf.posterior.patching import patched_posterior
 from baal_hf.rows import ROW_ID
-from baal_hf.sampling import concatenated, sample_predictions
+from baal_hf.sampling import Forward, concatenated, sample_predictions
 
 
 class BaalTransformersTrainer(Trainer):
@@ -80,6 +81,44 @@ class BaalTransformersTrainer(Trainer):
         """What `predict_on_dataset` returns, batch after batch: arrays [B, C, *S, T] in the order of the dataset."""
         return (part.numpy() for part in self._predictions(dataset, iterations, half, ignore_keys))
 
+    def predict_features(
+        self, dataset: Any, representation: str = "pooled", ignore_keys: Sequence[str] | None = None
+    ) -> np.ndarray:
+        """What the model knows of each row before its head, in one deterministic pass, whatever the posterior.
+
+        Labels are not needed and not looked at. The representations are
+
+        - `pooled`: what the last linear layer of the head receives, so that logits = W h + b, which BADGE needs;
+        - `cls`: the last hidden state of the first token (in a decoder, which sees no other, choose another);
+        - `mean`: the last hidden state, averaged over tokens without padding, or over all places of an image.
+
+        An encoder-decoder's last hidden state is its encoder's, to whose tokens the attention mask belongs.
+
+        Args:
+            dataset: Rows to represent.
+            representation: `pooled`, `cls` or `mean`.
+            ignore_keys: Names of the model's outputs to pass over when looking for `logits`.
+
+        Returns:
+            float32, [N, d], in the order of the dataset, the same on every process.
+
+        Raises:
+            ValueError: An unknown representation or one that this model does not have, an empty dataset, features that
+                are not finite.
+        """
+        represent = features.representation(representation)
+
+        def forward(model: nn.Module, batch: Any) -> Tensor:
+            return represent(
+                model,
+                lambda: self._outputs(model, batch),
+                lambda outputs: _logits(outputs, ignore_keys or ()),
+                _mask(batch),
+            )
+
+        parts = self._sampled(dataset, Deterministic(), 1, forward, shown_as="features")
+        return concatenated((part.squeeze(-1) for part in parts), len(dataset))  # [B, d, 1] -> [N, d]
+
     def probabilities(self, logits: Tensor) -> Tensor:
         """Probabilities [B, C, *S] of the model's logits; override it for a model with another output.
 
@@ -128,20 +167,29 @@ class BaalTransformersTrainer(Trainer):
     def _predictions(
         self, dataset: Any, iterations: int, half: bool, ignore_keys: Sequence[str] | None
     ) -> Iterator[Tensor]:
+        def forward(model: nn.Module, batch: Any) -> Tensor:
+            return self.probabilities(_logits(self._outputs(model, batch), ignore_keys or ()))
+
+        parts = self._sampled(dataset, self.posterior, iterations, forward, shown_as=f"{iterations} draws")
+        return (part.half() if half else part for part in parts)
+
+    def _outputs(self, model: nn.Module, batch: Any) -> Any:
+        """What the model returns for a batch."""
+        precision = {self.args.fp16_full_eval: torch.float16, self.args.bf16_full_eval: torch.bfloat16}.get(True)
+        # Trainer's evaluation casts the weights for `*_full_eval`, for good; here they stay as they are.
+        with torch.autocast(self.args.device.type, precision) if precision else nullcontext():
+            return model(**batch) if isinstance(batch, Mapping) else model(*batch)
+
+    def _sampled(
+        self, dataset: Any, posterior: Posterior, iterations: int, forward: Forward, shown_as: str
+    ) -> Iterator[Tensor]:
+        """What the engine makes of the dataset without labels, batch after batch, with a progress bar."""
         model = extract_model_from_parallel(self.model, keep_torch_compile=False)
         collator = _InputCollator(self.data_collator, self._label_names, self._input_names(model))
-        precision = {self.args.fp16_full_eval: torch.float16, self.args.bf16_full_eval: torch.bfloat16}.get(True)
-
-        def forward(model: nn.Module, batch: Any) -> Tensor:
-            # Trainer's evaluation casts the weights for `*_full_eval`, for good; here they stay as they are.
-            with torch.autocast(self.args.device.type, precision) if precision else nullcontext():
-                outputs = model(**batch) if isinstance(batch, Mapping) else model(*batch)
-            return self.probabilities(_logits(outputs, ignore_keys or ()))
-
         batches = sample_predictions(
             model,
             _columns(dataset, collator, type(model).__name__),
-            self.posterior,
+            posterior,
             iterations,
             forward,
             self.accelerator,
@@ -150,7 +198,7 @@ class BaalTransformersTrainer(Trainer):
             num_workers=self.args.dataloader_num_workers,
         )
         hidden = self.args.disable_tqdm or not self.is_world_process_zero()
-        return _shown(batches, half, total=len(dataset), unit="row", desc=f"{iterations} draws", disable=hidden)
+        return _shown(batches, total=len(dataset), unit="row", desc=shown_as, disable=hidden)
 
     @property
     def _label_names(self) -> set[str]:
@@ -164,11 +212,11 @@ class BaalTransformersTrainer(Trainer):
         return set(inspect.signature(base.forward).parameters)
 
 
-def _shown(batches: Iterator[Tensor], half: bool, **progress: Any) -> Iterator[Tensor]:
+def _shown(batches: Iterator[Tensor], **progress: Any) -> Iterator[Tensor]:
     with logging.tqdm(**progress) as bar:
-        for predictions in batches:
-            yield predictions.half() if half else predictions
-            bar.update(len(predictions))
+        for part in batches:
+            yield part
+            bar.update(len(part))
 
 
 class _InputCollator:
@@ -210,6 +258,13 @@ def _columns(dataset: Any, collator: _InputCollator, model: str) -> Any:
             "remove_unused_columns=False if the data collator does it."
         )
     return dataset.select_columns(columns)
+
+
+def _mask(batch: Any) -> Tensor | None:
+    """Which tokens, or patches of images of different size, are no padding, [B, S]; None where nothing says it."""
+    given = batch if isinstance(batch, Mapping) else {}
+    mask: Tensor | None = given.get("attention_mask", given.get("pixel_attention_mask"))
+    return mask
 
 
 def _logits(outputs: Any, ignore_keys: Container[str]) -> Tensor:

@@ -344,6 +344,18 @@ def test_labelled_map() -> None:
     assert [(event.row_id, event.step) for event in dataset.ledger] == [(0, 1), (3, 1), (1, 2)]
 
 
+@pytest.mark.parametrize("make", [lambda: table(10), lambda: TensorDataset(torch.arange(10), torch.arange(10) % 3)])
+def test_labels_of_the_labelled_rows(make) -> None:
+    """`labels` are the current labels in the order of `.labelled`: given ones, and the dataset's own."""
+    dataset = ActiveLearningDataset(make())
+    assert dataset.labels == []
+    dataset.annotate([7, 2], [2, 0])
+    dataset.annotate([5])
+    assert dataset.labels == [0, 5 % 3, 2]
+    dataset.last_active_steps = 1
+    assert dataset.labels == [5 % 3]
+
+
 def test_last_active_steps() -> None:
     """With `last_active_steps` only the rows of the last steps are shown as labelled; others stay out of the pool."""
     dataset = active(last_active_steps=2)

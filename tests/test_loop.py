@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils.data import Subset, TensorDataset, random_split
 
 from baal_hf.dataset import ActiveLearningDataset
-from baal_hf.heuristics import BALD, Entropy, Margin, Random
+from baal_hf.heuristics import BALD, AbstractHeuristic, BatchBALD, Entropy, Margin, Random, get_heuristic
 from baal_hf.loop import ActiveLearningLoop
 from baal_hf.rows import RowView, row_ids_of
 
@@ -317,6 +317,95 @@ def test_max_sample_is_positive(max_sample) -> None:
     """A sample has one row or more; -1 is the whole pool."""
     with pytest.raises(ValueError, match=f"max_sample >= 1, or -1 for the whole pool, got {max_sample}"):
         ActiveLearningLoop(arrow(), uncertain, max_sample=max_sample)
+
+
+def features_of(rows) -> np.ndarray:
+    """Features [N, 1]: the row's value."""
+    return np.array([[float(row["x"] if isinstance(row, dict) else row[0])] for row in rows]).reshape(-1, 1)
+
+
+class Recording(AbstractHeuristic):
+    """Keeps the arrays that it is given, and prefers low row positions."""
+
+    def __init__(self, *needs: str) -> None:
+        super().__init__()
+        self.needs = needs
+
+    def compute_score(self, predictions, *args, **arrays):
+        self.arrays = {"predictions": predictions, **arrays}
+        return -np.arange(float(len(arrays["features"])))
+
+
+@pytest.mark.parametrize("make", [arrow, tuples])
+def test_heuristics_are_given_what_they_need(make) -> None:
+    """Features and predictions of pool, labelled rows and targets, and labels come by name, each in its rows' order."""
+    dataset = make()
+    dataset.annotate([7, 3], [1, 0])
+    heuristic = Recording(
+        *("predictions", "features", "labelled_features", "labelled_predictions", "labelled_labels"),
+        "target_predictions",
+    )
+    targets = make().pool
+    loop = ActiveLearningLoop(dataset, uncertain, heuristic, 3, get_features=features_of, targets=targets)
+    pool_ids = dataset.pool_ids
+    assert loop.query(dataset.pool).tolist() == pool_ids[:3].tolist()
+    given = heuristic.arrays
+    np.testing.assert_array_equal(given["features"][:, 0], VALUES[pool_ids])
+    np.testing.assert_array_equal(given["labelled_features"][:, 0], VALUES[[3, 7]])
+    np.testing.assert_array_equal(given["predictions"], uncertain(dataset.pool))
+    np.testing.assert_array_equal(given["labelled_predictions"], uncertain([dataset.get_raw(3), dataset.get_raw(7)]))
+    np.testing.assert_array_equal(given["labelled_labels"], [0, 1])
+    np.testing.assert_array_equal(given["target_predictions"], uncertain(targets))
+
+
+def test_nothing_is_labelled_yet() -> None:
+    """Before the first label, features of labelled rows are an empty array of the same width."""
+    heuristic = Recording("features", "labelled_features")
+    ActiveLearningLoop(arrow(), uncertain, heuristic, 3, get_features=features_of).step()
+    assert heuristic.arrays["labelled_features"].shape == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("needs", "message"),
+    [
+        ("features", r"a representation of each row .*: pass get_features=trainer\.predict_features"),
+        ("labelled_features", r"representations of the labelled rows .*: pass get_features="),
+        ("target_predictions", r"rows to be predicted well .*: pass targets=rows"),
+        ("labels", r"scores rows that have a label, and a pool has none"),
+    ],
+)
+def test_needs_that_nobody_meets(needs: str, message: str) -> None:
+    """A heuristic that needs what the loop does not have is refused when the loop is made."""
+    with pytest.raises(ValueError, match=f"Recording .*{message}"):
+        ActiveLearningLoop(arrow(), uncertain, Recording(needs))
+
+
+def test_rows_picked_together() -> None:
+    """A heuristic that picks rows together is asked for the loop's K, and at the end of the pool for what is left."""
+    dataset = arrow()
+    loop = ActiveLearningLoop(
+        dataset, lambda pool: np.repeat(uncertain(pool), 2, axis=2), BatchBALD(num_samples=2), query_size=8
+    )
+    sizes = []
+    while loop.step():
+        sizes.append(dataset.n_labelled)
+    assert sizes == [8, 16, 20]
+
+
+@pytest.mark.parametrize("name", ["powerbald", "softmaxbald", "rankbald", "powerentropy"])
+def test_stochastic_heuristics_run_in_the_loop(name: str) -> None:
+    """Sampling heuristics label K rows a step, seeded, and their scores are written as scores."""
+
+    def rows(seed: int) -> list[int]:
+        dataset = arrow()
+        draws = np.random.default_rng(0).dirichlet(np.ones(2), (M, 3)).transpose(0, 2, 1)  # [M, C, T]
+        heuristic = get_heuristic(name, seed=seed)
+        ActiveLearningLoop(dataset, lambda pool: draws, heuristic, query_size=4).step()
+        return queried(dataset)
+
+    assert len(rows(0)) == 4
+    assert rows(0) == rows(0)
+    assert len({tuple(rows(seed)) for seed in range(5)}) > 1
 
 
 def test_heuristics_by_name() -> None:

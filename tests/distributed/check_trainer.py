@@ -47,6 +47,19 @@ def expected(trainer: BaalTransformersTrainer, dataset: Dataset, iterations: int
     return concatenated(iter(answers), len(dataset))
 
 
+def expected_features(trainer: BaalTransformersTrainer, dataset: Dataset, name: str) -> np.ndarray:
+    """Features row by row, by the model without its head."""
+    features = []
+    for row in dataset:
+        batch = {key: value.to(trainer.args.device) for key, value in collate([row]).items()}
+        with torch.inference_mode():
+            outputs = trainer.model.eval().bert(**batch)
+        hidden = outputs.last_hidden_state  # [1, S, d]
+        chosen = {"pooled": outputs.pooler_output, "cls": hidden[:, 0], "mean": hidden.mean(1)}
+        features.append(chosen[name][0].cpu().numpy())
+    return np.stack(features)
+
+
 def main() -> None:
     """Assert it, on every process, for pools smaller and larger than the number of processes."""
     config = BertConfig(
@@ -70,6 +83,9 @@ def main() -> None:
             np.testing.assert_allclose(probs, expected(trainer, dataset, 3), rtol=0, atol=1e-5)
             parts = list(trainer.predict_on_dataset_generator(dataset, iterations=3))
             assert sum(map(len, parts)) == size
+            for name in ("pooled", "cls", "mean")[kind is BertForTokenClassification :]:
+                features = trainer.predict_features(dataset, name)
+                np.testing.assert_allclose(features, expected_features(trainer, dataset, name), rtol=0, atol=1e-5)
 
     trainer = BaalTransformersTrainer(BertForSequenceClassification(config), arguments, data_collator=collate)
     active = ActiveLearningDataset(rows(40))
