@@ -90,6 +90,9 @@ class ActiveLearningArguments:
     initial: int = field(default=10, metadata={"help": "Rows labelled at random before the first round."})
     rounds: int = field(default=5, metadata={"help": "Rounds of training and evaluation."})
     pool_sample: int = field(default=-1, metadata={"help": "Score only that many random rows a round; -1 is all."})
+    targets: int = field(
+        default=200, metadata={"help": "Random rows that are to be predicted well, for heuristics that ask for them."}
+    )
     compare: list[str] = field(default_factory=list, metadata={"help": "Heuristics to run beside, on the same seed."})
 
 
@@ -111,6 +114,8 @@ def rounds(
         get_heuristic(heuristic, seed=seed),
         query_size=args.query_size,
         max_sample=args.pool_sample,
+        get_features=trainer.predict_features,
+        targets=target_rows(dataset, args.targets, seed),
         seed=seed,
         iterations=args.iterations,
     )
@@ -140,6 +145,13 @@ def rounds(
             return
 
 
+def target_rows(dataset: ActiveLearningDataset, size: int, seed: int) -> datasets.Dataset:
+    """Some random rows of what was the pool at first."""
+    pool = dataset.pool
+    positions = np.random.default_rng(seed).choice(len(pool), min(size, len(pool)), replace=False)
+    return pool.select(np.sort(positions))
+
+
 def line(record: dict[str, Any]) -> str:
     """A round in one line."""
     queried = record["queried"]
@@ -166,6 +178,15 @@ def verdict(records: list[dict[str, Any]]) -> str:
     return f"Mean accuracy after the first round: {told}. On this one seed {ahead}; one seed proves nothing."
 
 
+def check(name: str, iterations: int) -> None:
+    """Raise if no heuristic has that name, if it cannot rank a pool, or needs more draws."""
+    heuristic = get_heuristic(name)
+    if "labels" in heuristic.needs:
+        raise ValueError(f"{name} scores rows that have a label already, and a pool has none.")
+    if heuristic.needs == ("predictions",):
+        heuristic.get_ranks(np.full((1, 2, iterations), 0.5), 1)
+
+
 class _Help(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
     """Shows defaults and leaves the commands in the description as they are."""
 
@@ -182,15 +203,15 @@ def parsed(argv: list[str] | None) -> tuple[DataArguments, ActiveLearningArgumen
     data_args, al_args, training_args, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     if unknown:
         parser.error(f"There is no option {' '.join(unknown)}; --help lists them.")
-    for name in ("query_size", "iterations", "initial", "rounds"):
+    for name in ("query_size", "iterations", "initial", "rounds", "targets"):
         if getattr(al_args, name) < 1:
             parser.error(f"--{name} needs to be at least 1, got {getattr(al_args, name)}.")
     if al_args.pool_sample < 1 and al_args.pool_sample != -1:
         parser.error(f"--pool_sample needs to be at least 1, or -1 for the whole pool, got {al_args.pool_sample}.")
     for name in [al_args.heuristic, *al_args.compare]:
-        try:  # a name that is not known, or too few draws for it, on a row of as many draws
-            get_heuristic(name).get_ranks(np.full((1, 2, al_args.iterations), 0.5))
-        except ValueError as error:
+        try:
+            check(name, al_args.iterations)
+        except (ValueError, TypeError) as error:
             parser.error(str(error))
     return data_args, al_args, training_args
 

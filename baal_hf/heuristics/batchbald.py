@@ -30,8 +30,8 @@ def batchbald(
     is still unknown under them, H(w), with importance weights. The weights w are normalised with each label, hence
     nothing underflows however many labels there are, and each term is at least 0.
 
-    The information is at most log T. Once the picks leave nothing to know, or less than 0.001 nats by a sample, the other
-    picks are the rows of highest BALD score, and add 0: predict with more iterations for large batches.
+    The information is at most log T. Once the picks leave nothing to know, or less than 0.001 nats by a sample, the
+    other picks are the rows of highest BALD score, and add 0: predict with more iterations for large batches.
 
     Args:
         probs: Class probabilities under T posterior draws, [N, C, T], T > 1.

@@ -91,11 +91,7 @@ class CombineHeuristics(AbstractHeuristic):
             known = ", ".join(NORMALISATIONS)
             raise ValueError(f"CombineHeuristics needs a normalisation out of {known}, got {normalisation!r}.")
         self.normalisation = normalisation
-
-    @property
-    def needs(self) -> Sequence[str]:  # type: ignore[override]
-        """All that any of the heuristics needs."""
-        return list(dict.fromkeys(name for heuristic in self.heuristics for name in heuristic.needs))
+        self.needs = list(dict.fromkeys(name for heuristic in self.heuristics for name in heuristic.needs))
 
     def compute_score(self, predictions: Any, *args: Any, **arrays: Any) -> NumpyArray:
         """The weighted sum of the heuristics' scores, [N]."""

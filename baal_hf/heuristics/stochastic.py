@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -50,13 +49,9 @@ class StochasticHeuristic(AbstractHeuristic):
             advice = f"For the ranking without noise use {base_heuristic.name} itself."
             raise ValueError(f"{self.name} needs a finite temperature above 0, got {temperature}. {advice}")
         self.base_heuristic = base_heuristic
+        self.needs = base_heuristic.needs
         self.query_size = query_size
         self.temperature = float(temperature)
-
-    @property
-    def needs(self) -> Sequence[str]:  # type: ignore[override]
-        """What the heuristic underneath needs."""
-        return self.base_heuristic.needs
 
     @abstractmethod
     def log_weights(self, scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -84,11 +84,7 @@ class WrappedHeuristic(BatchHeuristic):
         if not isinstance(base_heuristic, AbstractHeuristic):
             raise TypeError(f"{self.name} needs a heuristic to rank by, got {type(base_heuristic).__name__}.")
         self.base_heuristic = base_heuristic
-
-    @property
-    def needs(self) -> Sequence[str]:  # type: ignore[override]
-        """What the heuristic underneath needs, and what the query needs."""
-        return list(dict.fromkeys((*self.base_heuristic.needs, *self.also_needs)))
+        self.needs = list(dict.fromkeys((*base_heuristic.needs, *self.also_needs)))
 
     def base_ranks(self, predictions: Any, size: int | None, arrays: dict[str, Any]) -> tuple[Ranks, NumpyArray]:
         """The ranking underneath, [size], and its scores [N]."""

@@ -175,6 +175,20 @@ def test_integer_labels_and_a_fifth_as_test_rows(
     assert f"Accuracy {records[0]['accuracy']:.3f} with 5 labels, {records[1]['accuracy']:.3f} with 9." in screen
 
 
+@pytest.mark.parametrize("heuristic", ["badge", "epig", "cal", "typiclust", "batchbald", "powerbald", "withoutduplicates"])
+def test_heuristics_that_need_more(script: ModuleType, files: Path, tmp_path: Path, heuristic: str, capsys) -> None:
+    """Features, targets and labelled rows reach the heuristics that ask for them; those made of others are refused."""
+    data = ["--dataset", files / "names-train.csv", "--test_dataset", files / "names-test.csv"]
+    if heuristic == "withoutduplicates":
+        with pytest.raises(SystemExit, match="2"):
+            run(script, tmp_path, *data, "--heuristic", heuristic)
+        assert "base_heuristic" in capsys.readouterr().err
+        return
+    records = run(script, tmp_path, *data, "--heuristic", heuristic, "--targets", 7)
+    assert [record["labelled"] for record in records] == [5, 9]
+    assert len(set(records[0]["queried"])) == 4
+
+
 def test_query_larger_than_the_pool_labels_what_is_left(
     script: ModuleType, files: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
