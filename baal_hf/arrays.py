@@ -130,10 +130,11 @@ def checked_probabilities(predictions: NumpyArray | Tensor, who: str, draws: int
     if values.shape[1] == 1:
         advice = "Stack a binary probability p as [1 - p, p] on axis 1; for regression use Variance."
         raise ValueError(f"{who} needs 2 classes or more, got C = 1 in {list(values.shape)}. {advice}")
-    advice = "Turn logits into probabilities first: baal_hf.arrays.probabilities; multi-label goes with Variance."
+    advice = "Turn logits into probabilities first: baal_hf.arrays.probabilities; multi-label goes with MultiLabelBALD."
     negative = (values < 0).flatten(1).any(1)  # [N]
     if negative.any():
-        raise ValueError(f"{who} needs probabilities, got negative values in {row_names(negative, first_row)}. {advice}")
+        rows = row_names(negative, first_row)
+        raise ValueError(f"{who} needs probabilities, got negative values in {rows}. {advice}")
     off = error > tolerance  # [N, *S, T], false at padding
     if off.any():
         rows, came = row_names(off.flatten(1).any(1), first_row), values.sum(1)[off][0]
@@ -196,7 +197,7 @@ def scored(
     who: str,
     draws: int = 1,
     check: Callable[[NumpyArray | Tensor, str, int, int], Tensor] = checked_probabilities,
-    beside: Sequence[Array] = (),
+    beside: Sequence[NumpyArray | Tensor] = (),
 ) -> Array:
     """Check and score predictions chunk after chunk of rows: what is computed on the way stays in the cache.
 
@@ -219,7 +220,8 @@ def scored(
     parts = []
     for start in range(0, len(predictions), rows):
         here = slice(start, start + rows)
-        parts.append(score(check(predictions[here], who, draws, start), *(as_tensor(one[here], who) for one in beside)))
+        values = check(predictions[here], who, draws, start)  # [n, C, *S, T]
+        parts.append(score(values, *(as_tensor(one[here], who).to(values) for one in beside)))  # [n, *S]
     return like(predictions, torch.cat(parts))
 
 
@@ -352,6 +354,6 @@ def distances_to(points: Tensor) -> Callable[[Tensor], Tensor]:
     return distances
 
 
-def entropies(probs: Tensor, dim: int) -> Tensor:
-    """Entropy in nats along one axis, 0 log 0 = 0; several times faster than with `torch.xlogy`."""
+def entropies(probs: Tensor, dim: int | tuple[int, ...]) -> Tensor:
+    """Entropy in nats along an axis, or its sum over several, 0 log 0 = 0; much faster than with `torch.xlogy`."""
     return probs.clamp(min=torch.finfo(probs.dtype).tiny).log_().mul_(probs).sum(dim).neg_()

@@ -1,13 +1,30 @@
-"""Logits to probabilities, and the checks on predictions."""
+"""Logits to probabilities, the checks on predictions, masks, and scoring in chunks."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from baal_hf.arrays import PROBLEM_TYPES, as_numpy, checked_draws, checked_probabilities, probabilities
+from baal_hf.arrays import (
+    PROBLEM_TYPES,
+    as_numpy,
+    checked_draws,
+    checked_mask,
+    checked_probabilities,
+    checked_sigmoids,
+    masked,
+    probabilities,
+    scored,
+    vote_shares,
+)
+from baal_hf.heuristics import bald, entropy
+from tests.laws import few
 
 FLAT = np.full((4, 2, 3, 5), 0.5)  # [N, C, S, T]
-CHECKS = [checked_draws, checked_probabilities]
+CHECKS = [checked_draws, checked_probabilities, checked_sigmoids]
 
 
 def changed(place: tuple, value: float) -> np.ndarray:
@@ -204,3 +221,199 @@ def test_as_numpy() -> None:
     """Tensors come to NumPy from any graph and from bfloat16."""
     tensor = torch.ones(3, dtype=torch.bfloat16, requires_grad=True)
     assert as_numpy(tensor).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("value", [-0.01, 1.01])
+def test_sigmoids(value: float) -> None:
+    """Probabilities of labels lie in [0, 1], whatever they sum to, also beside padding."""
+    values = changed((1, slice(None), 2), np.nan)
+    values[0] = [[[0]], [[1]]]
+    values[2] = 0.9
+    np.testing.assert_array_equal(checked_sigmoids(values, "x"), values)
+    values[3, 1, 2, 4] = value
+    with pytest.raises(ValueError, match=r"x needs probabilities in \[0, 1\], got others in row 3\..*multi_label"):
+        checked_sigmoids(values, "x")
+
+
+def coins(rows: int) -> np.ndarray:
+    """Probabilities [N, 2, 1000]; some 260 rows are a chunk."""
+    heads = np.random.default_rng(0).random((rows, 1000), dtype=np.float32)
+    return np.stack([heads, 1 - heads], axis=1)
+
+
+def heads(values: torch.Tensor) -> torch.Tensor:
+    """Mean over draws of the first class, [n]."""
+    return values[:, 0].mean(-1)
+
+
+LAYOUTS = {
+    "array": lambda values: values,
+    "tensor": torch.from_numpy,
+    "transposed": lambda values: np.asfortranarray(values),
+    "reversed": lambda values: values[::-1].copy()[::-1],
+    "read-only": lambda values: np.broadcast_to(values, values.shape),
+    "gradient": lambda values: torch.from_numpy(values).requires_grad_(),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_scored_in_chunks(layout: str) -> None:
+    """Every row is scored once, in chunks, and gets the score that it has alone, whatever the layout."""
+    values, sizes = coins(700), []
+
+    def score(chunk: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(chunk))
+        return heads(chunk)
+
+    given = LAYOUTS[layout](values)
+    scores = scored(score, given, "x")
+    assert len(sizes) > 2
+    assert sum(sizes) == 700
+    assert type(scores) is type(given)
+    alone = torch.cat([heads(torch.from_numpy(values[row : row + 1])) for row in range(700)])
+    np.testing.assert_array_equal(scores, alone)  # a tensor with a graph would not be taken here
+
+
+def test_scored_leaves_the_input_alone() -> None:
+    """A memory map that cannot be written to is scored as it is."""
+    values = coins(3)
+    values.flags.writeable = False
+    before = values.copy()
+    bald(values)
+    np.testing.assert_array_equal(values, before)
+
+
+def test_scored_memory_map(tmp_path: Path) -> None:
+    """A file that is read through a map gives the scores of the array in it."""
+    np.save(tmp_path / "probs.npy", coins(600))
+    np.testing.assert_array_equal(bald(np.load(tmp_path / "probs.npy", mmap_mode="r")), bald(coins(600)))
+
+
+@pytest.mark.parametrize(("value", "message"), [(np.nan, "NaN or infinity"), (-0.5, "negative"), (1.5, "sums of 1")])
+def test_scored_errors_name_rows_of_all(value: float, message: str) -> None:
+    """A row in a later chunk is named by its place in the whole array."""
+    values = coins(700)
+    values[[650, 699], 0, 3] = value
+    with pytest.raises(ValueError, match=rf"{message}.* rows 650, 699\."):
+        scored(heads, values, "x")
+
+
+def test_scored_with_other_check() -> None:
+    """Another check and number of draws are asked for by name."""
+    assert scored(heads, 3 * coins(2), "x", draws=1000, check=checked_draws).shape == (2,)
+    with pytest.raises(ValueError, match="x needs 1001 posterior draws or more, got"):
+        scored(heads, coins(2), "x", draws=1001)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+def test_scored_beside(kind) -> None:
+    """What lies beside the predictions is cut into the same rows, and comes in their precision."""
+    weights = kind(np.arange(700.0))  # float64
+
+    def score(chunk: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        assert weight.dtype == chunk.dtype == torch.float32
+        return heads(chunk) * weight
+
+    values = coins(700)
+    expected = scored(heads, values, "x") * np.arange(700, dtype=np.float32)
+    np.testing.assert_array_equal(scored(score, values, "x", beside=[weights]), expected)
+
+
+@pytest.mark.parametrize("values", [None, [[[0.5], [0.5]]], np.ones((2, 3)), np.ones((0, 2, 3)), np.ones((2, 0, 3))])
+def test_scored_nothing(values) -> None:
+    """What has no rows, axes or numbers raises what the check says, instead of scoring nothing."""
+    with pytest.raises((TypeError, ValueError), match="x needs"):
+        scored(heads, values, "x")
+
+
+@few
+@given(seed=st.integers(0, 2**32 - 1), levels=st.integers(1, 4))
+def test_votes(seed: int, levels: int) -> None:
+    """A draw votes for the first of its most probable classes; padding has no votes."""
+    rng = np.random.default_rng(seed)
+    values = rng.integers(0, levels, (6, 3, 2, 4)) / levels  # many are equal
+    values[rng.random(6) < 0.5, :, 1] = np.nan
+    shares = vote_shares(torch.from_numpy(values)).numpy()  # [N, C, S]
+    for n, s in np.ndindex(6, 2):
+        column = values[n, :, s]  # [C, T]
+        if np.isnan(column).all():
+            assert np.isnan(shares[n, :, s]).all()
+            continue
+        votes = [list(draw).index(max(draw)) for draw in column.T]
+        assert shares[n, :, s].tolist() == [votes.count(c) / 4 for c in range(3)]
+
+
+MASK = np.array([[True, True, False], [True, False, False], [False, True, True], [True, True, True]])  # [N, S]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_masked(dtype: torch.dtype) -> None:
+    """Masking writes padding outside the mask into a copy of the same precision, and nothing else."""
+    values = torch.from_numpy(FLAT).to(dtype)
+    hidden = masked(values, MASK)
+    assert hidden.dtype == dtype
+    assert torch.equal(hidden.isnan()[:, 0, :, 0], torch.from_numpy(~MASK))
+    assert torch.equal(hidden.nan_to_num(0.5), values)
+    assert not values.isnan().any()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("mask", [MASK, np.broadcast_to(MASK, MASK.shape), MASK[::-1].copy()[::-1], torch.tensor(MASK)])
+def test_masked_array(dtype: type, mask) -> None:
+    """NumPy stays NumPy, whatever holds the mask, and scores are those without the hidden positions."""
+    values = FLAT.astype(dtype)
+    hidden = masked(values, mask)
+    assert type(hidden) is np.ndarray
+    assert hidden.dtype == dtype
+    np.testing.assert_array_equal(np.isnan(entropy(hidden)), ~MASK)
+    np.testing.assert_allclose(entropy(hidden)[MASK], np.log(2), rtol=1e-3)
+
+
+def test_masked_half_precision_is_still_checked_as_such() -> None:
+    """Thirds in bfloat16, which sum to 1.002, pass after masking as before."""
+    thirds = torch.full((1, 3, 2, 2), 1 / 3).bfloat16()
+    checked_probabilities(masked(thirds, torch.tensor([[True, False]])), "x")
+
+
+def test_mask_that_hides_a_row() -> None:
+    """A row of which the mask leaves nothing raises and is named."""
+    mask = MASK.copy()
+    mask[[1, 3]] = False
+    with pytest.raises(ValueError, match=r"masked needs a position of each row, the mask hides all of rows 1, 3\."):
+        masked(FLAT, mask)
+
+
+def test_mask_that_leaves_padding_only() -> None:
+    """A row whose positions in the mask are all padding is refused where it is scored."""
+    padded = changed((1, slice(None), 0), np.nan)
+    with pytest.raises(ValueError, match=r"needs a real position a row, got only padding in row 1\."):
+        entropy(masked(padded, MASK))
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 2), (3, 3), (4, 3, 1), (4, 2, 3, 5)])
+def test_mask_of_another_shape(shape: tuple[int, ...]) -> None:
+    """A mask is [N, *S], never broadcast."""
+    with pytest.raises(ValueError, match=r"masked needs a mask \[4, 3\], one entry a position, got \["):
+        masked(FLAT, np.ones(shape, bool))
+
+
+@pytest.mark.parametrize("mask", [MASK.astype(int), torch.tensor(MASK).float(), MASK.tolist(), None])
+def test_mask_of_another_type(mask) -> None:
+    """A mask is boolean: 0 and 1 may have been anything."""
+    with pytest.raises(TypeError, match=r"masked needs a (boolean mask|mask as NumPy array or torch tensor), got"):
+        masked(FLAT, mask)
+
+
+def test_masked_bad_predictions() -> None:
+    """Only predictions with positions, in floating-point numbers, can be masked."""
+    with pytest.raises(ValueError, match=r"masked needs predictions \[N, C, \*S, T\] with positions, got \[4, 2, 3\]"):
+        masked(FLAT[..., 0], MASK)
+    with pytest.raises(TypeError, match="masked needs a NumPy array or a torch tensor, got list"):
+        masked(FLAT.tolist(), MASK)
+    with pytest.raises(TypeError, match=r"masked needs float64, .*, got int64"):
+        masked(FLAT.astype(int), MASK)
+
+
+def test_checked_mask() -> None:
+    """A good mask comes back as the very same memory."""
+    assert checked_mask(MASK, [4, 3], "x").data_ptr() == MASK.ctypes.data

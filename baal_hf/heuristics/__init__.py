@@ -2,9 +2,15 @@
 
 from typing import Any
 
+from baal_hf.heuristics.activelab import ActiveLab, activelab
+from baal_hf.heuristics.badge import BADGE, badge
+from baal_hf.heuristics.bait import BAIT, bait
 from baal_hf.heuristics.base import ARRAYS, AbstractHeuristic, BatchHeuristic, whole
 from baal_hf.heuristics.batchbald import BatchBALD, batchbald
+from baal_hf.heuristics.cal import CAL, cal
+from baal_hf.heuristics.clustering import KMeans, TypiClust, kmeans, typiclust
 from baal_hf.heuristics.combination import CombineHeuristics, Precomputed
+from baal_hf.heuristics.coreset import CoreSet, coreset
 from baal_hf.heuristics.disagreement import (
     BALD,
     ExpectedKL,
@@ -18,8 +24,32 @@ from baal_hf.heuristics.disagreement import (
     vote_entropy,
 )
 from baal_hf.heuristics.epig import EPIG, epig
+from baal_hf.heuristics.multilabel import (
+    CVIRS,
+    MultiLabelBALD,
+    MultiLabelEntropy,
+    cvirs,
+    multi_label_bald,
+    multi_label_entropy,
+)
+from baal_hf.heuristics.probcover import ProbCover, probcover
 from baal_hf.heuristics.random import Random
 from baal_hf.heuristics.reductions import quantile, reduced, top_k
+from baal_hf.heuristics.regression import GaussianBALD, gaussian_bald
+from baal_hf.heuristics.relabelling import (
+    ActiveLabelCleaning,
+    ConfidenceWeightedEntropy,
+    LogMargin,
+    NormalizedMargin,
+    SelfConfidence,
+    active_label_cleaning,
+    adjusted,
+    confidence_weighted_entropy,
+    log_margin,
+    normalized_margin,
+    self_confidence,
+)
+from baal_hf.heuristics.sequences import MNLP, mnlp
 from baal_hf.heuristics.stochastic import (
     GibbsSampling,
     PowerBALD,
@@ -47,48 +77,85 @@ from baal_hf.heuristics.wrappers import ClassBalanced, WithoutDuplicates
 
 __all__ = [
     "ARRAYS",
+    "BADGE",
+    "BAIT",
     "BALD",
+    "CAL",
+    "CVIRS",
     "EPIG",
+    "MNLP",
     "AbstractHeuristic",
+    "ActiveLab",
+    "ActiveLabelCleaning",
     "BatchBALD",
     "BatchHeuristic",
     "Certainty",
     "ClassBalanced",
     "CombineHeuristics",
+    "ConfidenceWeightedEntropy",
+    "CoreSet",
     "Entropy",
     "ExpectedKL",
+    "GaussianBALD",
     "GibbsSampling",
+    "KMeans",
+    "LogMargin",
     "Margin",
     "MaxKL",
     "MeanStd",
+    "MultiLabelBALD",
+    "MultiLabelEntropy",
+    "NormalizedMargin",
     "PowerBALD",
     "PowerEntropy",
     "PowerSampling",
     "Precomputed",
+    "ProbCover",
     "Random",
     "RankBALD",
     "RankBasedSampling",
     "ReverseMutualInformation",
+    "SelfConfidence",
     "SoftmaxBALD",
+    "TypiClust",
     "Variance",
     "VariationRatio",
     "VoteEntropy",
     "WithoutDuplicates",
+    "active_label_cleaning",
+    "activelab",
+    "adjusted",
     "available_heuristics",
+    "badge",
+    "bait",
     "bald",
     "batchbald",
+    "cal",
     "certainty",
+    "confidence_weighted_entropy",
+    "coreset",
+    "cvirs",
     "entropy",
     "epig",
     "expected_kl",
+    "gaussian_bald",
     "get_heuristic",
+    "kmeans",
+    "log_margin",
     "margin",
     "max_kl",
     "mean_std",
+    "mnlp",
+    "multi_label_bald",
+    "multi_label_entropy",
+    "normalized_margin",
+    "probcover",
     "quantile",
     "reduced",
     "reverse_mutual_information",
+    "self_confidence",
     "top_k",
+    "typiclust",
     "variance",
     "variation_ratio",
     "vote_entropy",

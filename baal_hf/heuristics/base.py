@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -110,7 +110,7 @@ class AbstractHeuristic(ABC):
         parts: list[NumpyArray] = []
         start = 0
         for batch in batches:
-            here = sliced(arrays, start, len(batch))
+            here = sliced(arrays, start, len(batch) if isinstance(batch, Sized) else 0)  # if not, it is refused below
             try:
                 parts.append(self._row_scores(batch, self._checked(batch, here)))
             except ValueError as error:
@@ -182,7 +182,9 @@ class AbstractHeuristic(ABC):
     def _checked(self, predictions: Any, arrays: dict[str, Any]) -> dict[str, Any]:
         """`arrays`, once all that are needed are there and have an entry for each row."""
         self._check_names(arrays)
-        if "predictions" in self.needs and hasattr(predictions, "__len__"):
+        if "predictions" not in self.needs:
+            self._check_lengths(None, arrays)
+        elif isinstance(predictions, Sized):
             self._check_lengths(len(predictions), arrays)
         return arrays
 
@@ -195,10 +197,14 @@ class AbstractHeuristic(ABC):
                 known = ", ".join(self.needs) or "no arrays"
                 raise TypeError(f"{self.name} takes {known}, got {name}.")
 
-    def _check_lengths(self, rows: int, arrays: dict[str, Any]) -> None:
-        for name in ROW_ARRAYS:
-            if name in arrays and len(arrays[name]) != rows:
-                came = f"{len(arrays[name])} {name} for {rows} rows of predictions"
+    def _check_lengths(self, rows: int | None, arrays: dict[str, Any]) -> None:
+        """Raise unless arrays have an entry for each of so many rows of predictions; None means as many as another."""
+        others = [name for name in ROW_ARRAYS if name in arrays]
+        expected = len(arrays[others[0]]) if rows is None and others else rows
+        for name in others:
+            if len(arrays[name]) != expected:
+                of = "predictions" if rows is not None else others[0]
+                came = f"{len(arrays[name])} {name} for {expected} rows of {of}"
                 raise ValueError(f"{self.name} needs {ARRAYS[name]}, got {came}.")
 
     def _checked_size(self, query_size: int | None, rows: int) -> int:
@@ -244,8 +250,13 @@ class BatchHeuristic(AbstractHeuristic):
         """
 
     def compute_score(self, predictions: Any, *args: Any, **arrays: Any) -> Any:
-        """What each row is worth as the first pick, [N]."""
-        return self.pick(predictions, self.query_size or 1, **arrays)[1]
+        """What each row is worth as the first pick, [N].
+
+        Raises:
+            ValueError: The heuristic's own K is not in 1 .. N.
+        """
+        size = 1 if self.query_size is None else self.query_size
+        return self.pick(predictions, self._checked_size(size, self._rows(predictions, arrays)), **arrays)[1]
 
     def get_uncertainties_generator(self, batches: Iterable[Any], **arrays: Any) -> NumpyArray:
         """Score each row of consecutive batches, which are put together first: rows are chosen together."""
@@ -274,13 +285,16 @@ class BatchHeuristic(AbstractHeuristic):
         size = query_size if query_size is not None else self.query_size
         if size is None:
             raise ValueError(f"{self.name} picks rows together: say how many, query_size=...")
-        rows = len(predictions if "predictions" in self.needs else arrays["features"])
-        picks, scores = self.pick(predictions, self._checked_size(size, rows), **arrays)
+        size = self._checked_size(size, self._rows(predictions, arrays))
+        picks, scores = self.pick(predictions, size, **arrays)
         picks, scores = as_numpy(picks).astype(np.int64), as_numpy(scores)
         if self.shuffle_prop:
             ranks = descending(scores, self.name)  # [N]
             picks = self._shuffled(np.concatenate([picks, ranks[~np.isin(ranks, picks)]]))[:size]
         return picks, scores
+
+    def _rows(self, predictions: Any, arrays: dict[str, Any]) -> int:
+        return len(predictions if "predictions" in self.needs else arrays["features"])
 
     def reorder_indices(self, scores: npt.ArrayLike | Tensor) -> Ranks:
         """Refuse: scores of single rows do not say which rows go together.
@@ -295,7 +309,7 @@ def whole(predictions: Any, who: str) -> Any:
     """Predictions in one array or tensor, [N, C, *S, T], where they come in batches.
 
     Raises:
-        ValueError: There are no batches, or batches of different width.
+        ValueError: There are no batches, or batches that differ in another axis than the first.
         TypeError: These are no predictions, or batches of two kinds.
     """
     if isinstance(predictions, np.ndarray | Tensor):
@@ -306,12 +320,15 @@ def whole(predictions: Any, who: str) -> Any:
     batches = list(predictions)
     if not batches:
         raise ValueError(f"{who} needs at least one batch of predictions, got none. Is the pool empty?")
-    if all(isinstance(batch, np.ndarray) for batch in batches):
-        return np.concatenate(batches)  # [N, C, *S, T]
-    if all(isinstance(batch, Tensor) for batch in batches):
-        return torch.cat(batches)  # [N, C, *S, T]
-    kinds = ", ".join(sorted({type(batch).__name__ for batch in batches}))
-    raise TypeError(f"{who} needs batches that are all arrays or all tensors, got {kinds}.")
+    numpy = all(isinstance(batch, np.ndarray) for batch in batches)
+    if not numpy and not all(isinstance(batch, Tensor) for batch in batches):
+        kinds = ", ".join(sorted({type(batch).__name__ for batch in batches}))
+        raise TypeError(f"{who} needs batches that are all arrays or all tensors, got {kinds}.")
+    shapes = sorted({tuple(batch.shape[1:]) for batch in batches})
+    if len(shapes) > 1:
+        came = " and ".join(str(["n", *shape]).replace("'", "") for shape in shapes[:2])
+        raise ValueError(f"{who} looks at all rows together and needs batches of one shape, got {came}.")
+    return np.concatenate(batches) if numpy else torch.cat(batches)  # [N, C, *S, T]
 
 
 def sliced(arrays: dict[str, Any], start: int, rows: int) -> dict[str, Any]:

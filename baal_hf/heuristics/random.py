@@ -1,22 +1,22 @@
 """Rows at random: the baseline that every other heuristic has to beat; needs no predictions."""
 
-from collections.abc import Sized
-from typing import Any, ClassVar
+from collections.abc import Iterable, Sized
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from baal_hf.arrays import NumpyArray, as_numpy
-from baal_hf.heuristics.base import AbstractHeuristic, Predictions
+from baal_hf.heuristics.base import AbstractHeuristic
 
 
 class Random(AbstractHeuristic):
     """Scores uniform in [0, 1), a new one for each row and call, from the heuristic's own generator."""
 
-    needs_predictions: ClassVar[bool] = False
+    needs = ()
 
-    def compute_score(self, predictions: Any) -> Any:
+    def compute_score(self, predictions: Any, *args: Any, **arrays: Any) -> Any:
         """Score each row of anything with a length, the pool itself for one; [N], a tensor for a tensor.
 
         Raises:
@@ -30,7 +30,7 @@ class Random(AbstractHeuristic):
         scores = self.rng.random(len(predictions))  # [N]
         return torch.from_numpy(scores).to(predictions.device) if isinstance(predictions, Tensor) else scores
 
-    def get_uncertainties(self, predictions: Predictions) -> NumpyArray:
+    def get_uncertainties(self, predictions: Any = None, **arrays: Any) -> NumpyArray:
         """Score each row of anything with a length, or of an iterator of such batches.
 
         Raises:
@@ -44,4 +44,6 @@ class Random(AbstractHeuristic):
             )
         if isinstance(predictions, Sized):
             return as_numpy(self.compute_score(predictions))  # [N]
-        return super().get_uncertainties(predictions)
+        if not isinstance(predictions, Iterable):
+            raise TypeError(f"Random needs rows with a length, got {type(predictions).__name__}. Pass the pool.")
+        return self.get_uncertainties_generator(predictions, **arrays)

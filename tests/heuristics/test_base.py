@@ -1,23 +1,32 @@
-"""What all heuristics share: reductions, batches, ranking, shuffling, and their errors."""
+"""What all heuristics share: arrays, reductions, batches, ranking, picking, shuffling, and their errors."""
+
+import importlib
+import pkgutil
 
 import numpy as np
 import pytest
 import torch
 
+from baal_hf import heuristics
 from baal_hf.heuristics import (
+    ARRAYS,
     BALD,
     AbstractHeuristic,
+    BatchHeuristic,
     Certainty,
     Entropy,
     Margin,
+    MaxKL,
     Random,
     Variance,
     available_heuristics,
     entropy,
     get_heuristic,
+    whole,
 )
+from baal_hf.heuristics.base import FunctionHeuristic, descending, finite
 
-ALL = [BALD, Certainty, Entropy, Margin, Random, Variance]
+ALL = [BALD, Certainty, Entropy, Margin, MaxKL, Random, Variance]
 
 
 def token_probs(N: int = 4, S: int = 3, seed: int = 0) -> np.ndarray:
@@ -44,7 +53,7 @@ def test_callable_reduction() -> None:
 
 def test_callable_reduction_of_wrong_shape() -> None:
     """A function that does not return one score a row is refused."""
-    with pytest.raises(ValueError, match=r"Entropy needs a reduction of \[4, 3\] to \[4\], got \[3\]"):
+    with pytest.raises(ValueError, match=r"Entropy: A reduction of \[4, 3\] needs to give \[4\], got \[3\]"):
         Entropy(reduction=lambda scores: scores.mean(0)).get_uncertainties(token_probs())
 
 
@@ -242,21 +251,263 @@ def test_own_heuristic() -> None:
     ranks, scores = Peak(reduction="max").get_ranks([probs[:2], probs[2:]])
     np.testing.assert_array_equal(scores, probs.max(axis=(1, 2, 3)))
     assert ranks[0] == scores.argmax()
-    assert Peak.needs_predictions
+    assert Peak.needs == ("predictions",)
 
 
 def test_registry() -> None:
-    """Every heuristic is found by its name in any case, with its arguments."""
-    assert available_heuristics() == ["bald", "certainty", "entropy", "margin", "random", "variance"]
+    """Every heuristic that can be made is found by its name, in any case, and made with its arguments."""
+    for module in pkgutil.iter_modules(heuristics.__path__, "baal_hf.heuristics."):
+        for name, value in vars(importlib.import_module(module.name)).items():
+            is_heuristic = isinstance(value, type) and issubclass(value, AbstractHeuristic)
+            if is_heuristic and not name.startswith("_") and value is not FunctionHeuristic:
+                assert (name.lower() in available_heuristics()) != bool(value.__abstractmethods__), name
     for heuristic in ALL:
         assert type(get_heuristic(heuristic.__name__)) is heuristic
+        assert type(get_heuristic(heuristic.__name__.upper())) is heuristic
     made = get_heuristic("bald", shuffle_prop=0.5, reduction="max", seed=1)
     assert (made.shuffle_prop, made.reduction) == (0.5, "max")
+    assert available_heuristics() == sorted(available_heuristics())
 
 
 def test_registry_errors() -> None:
-    """An unknown name lists the known ones; another type is a TypeError."""
-    with pytest.raises(ValueError, match="name out of bald, certainty, entropy, margin, random, variance, got 'bold'"):
+    """An unknown name lists the known ones; another type, and arguments that are none, are TypeErrors."""
+    with pytest.raises(ValueError, match=r"name out of .*bald, .*random, .*variance.*, got 'bold'"):
         get_heuristic("bold")
     with pytest.raises(TypeError, match="get_heuristic needs a name, got int"):
         get_heuristic(3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        get_heuristic("bald", color="red")
+
+
+@pytest.mark.parametrize("kind", ["array", "list", "generator"])
+def test_query_size(kind: str) -> None:
+    """A query size cuts the ranking off after K; scores are of all rows."""
+    probs = token_probs(10)[:, :, 0]
+    batches = [probs[:4], probs[4:]]
+    given = {"array": probs, "list": batches, "generator": iter(batches)}[kind]
+    every, expected = BALD().get_ranks(probs)
+    ranks, scores = BALD().get_ranks(given, 3)
+    np.testing.assert_array_equal(ranks, every[:3])
+    np.testing.assert_array_equal(scores, expected)
+    np.testing.assert_array_equal(BALD()(probs, query_size=np.int64(10)), every)
+
+
+@pytest.mark.parametrize("size", [11, 0, -1])
+def test_query_size_out_of_range(size: int) -> None:
+    """More rows than there are, or none, cannot be asked for."""
+    with pytest.raises(ValueError, match=rf"BALD needs a query_size in 1 \.\. 10, the number of rows, got {size}\."):
+        BALD()(token_probs(10)[:, :, 0], size)
+
+
+def test_query_size_is_a_whole_number() -> None:
+    """Half a row cannot be labelled."""
+    with pytest.raises(TypeError):
+        BALD()(token_probs(10)[:, :, 0], 2.5)  # type: ignore[arg-type]
+
+
+def nearness(predictions, features, labelled_features):
+    """Least Manhattan distance to a labelled row, times the spread of the predictions, [N]."""
+    distance = np.abs(features[:, None] - labelled_features[None]).sum(2).min(1)
+    return distance * predictions.std(axis=(1, 2))
+
+
+class Nearness(FunctionHeuristic):
+    """A heuristic of predictions and features."""
+
+    needs = ("predictions", "features", "labelled_features")
+    score = staticmethod(nearness)
+
+
+class Seniority(AbstractHeuristic):
+    """A heuristic that needs no predictions."""
+
+    needs = ("features", "labels")
+
+    def compute_score(self, predictions, *args, **arrays):
+        return arrays["features"][:, 0] + arrays["labels"]
+
+
+PROBS = token_probs(7)[:, :, 0]  # [N, C, T]
+FEATURES = np.random.default_rng(1).random((7, 2))
+LABELLED = np.random.default_rng(2).random((5, 2))
+
+
+@pytest.mark.parametrize("sizes", [[7], [3, 4], [1, 1, 5]])
+def test_arrays_by_name(sizes: list[int]) -> None:
+    """A function gets the arrays that it needs by name: of rows those of the batch, whole sets as they are."""
+    batches = np.split(PROBS, np.cumsum(sizes)[:-1])
+    ranks, scores = Nearness().get_ranks(iter(batches), features=FEATURES, labelled_features=LABELLED)
+    np.testing.assert_allclose(scores, nearness(PROBS, FEATURES, LABELLED))
+    np.testing.assert_array_equal(ranks, np.argsort(-scores))
+    np.testing.assert_array_equal(Nearness()(PROBS, 2, features=FEATURES, labelled_features=LABELLED), ranks[:2])
+
+
+@pytest.mark.parametrize("given", [PROBS, [PROBS], iter([PROBS])])
+@pytest.mark.parametrize("arrays", [{"labelled_features": LABELLED}, {"features": None, "labelled_features": LABELLED}])
+def test_missing_array(given, arrays) -> None:
+    """A missing array is asked for with what it is and how to pass it."""
+    with pytest.raises(TypeError, match=r"Nearness needs a representation of each row .*: pass features=\.\.\."):
+        Nearness()(given, **arrays)
+
+
+@pytest.mark.parametrize("given", [PROBS, [PROBS], iter([PROBS])])
+def test_unknown_array(given) -> None:
+    """An array that a heuristic does not look at is refused with those that it does; so is a misspelt one."""
+    with pytest.raises(TypeError, match="BALD takes predictions, got features"):
+        BALD()(given, features=FEATURES)
+    with pytest.raises(TypeError, match="Nearness takes predictions, features, labelled_features, got feature"):
+        Nearness()(given, features=FEATURES, labelled_features=LABELLED, feature=FEATURES)
+
+
+@pytest.mark.parametrize("sizes", [None, [7], [3, 4]])
+@pytest.mark.parametrize("rows", [1, 3, 6, 8, 14])
+def test_lengths_differ(sizes: list[int] | None, rows: int) -> None:
+    """Features of another number of rows than the predictions are refused, however the predictions come."""
+    given = PROBS if sizes is None else (batch for batch in np.split(PROBS, np.cumsum(sizes)[:-1]))
+    features = np.zeros((rows, 2))
+    with pytest.raises(
+        ValueError, match=r"Nearness needs a representation .*, got \d+ features for \d rows of predictions"
+    ):
+        Nearness()(given, features=features, labelled_features=LABELLED)
+
+
+def test_lengths_without_predictions() -> None:
+    """Arrays of rows are of one length where no predictions are needed, too."""
+    assert Seniority()(features=FEATURES, labels=np.arange(7)).tolist() == [6, 5, 4, 3, 2, 1, 0]
+    with pytest.raises(ValueError, match=r"Seniority needs the label .*, got 6 labels for 7 rows of features"):
+        Seniority()(features=FEATURES, labels=np.arange(6))
+    with pytest.raises(TypeError, match=r"Seniority needs the label that each row has now \[N\]: pass labels="):
+        Seniority()(features=FEATURES)
+
+
+def test_every_need_has_a_description() -> None:
+    """Heuristics need arrays with a name that the message about a missing one can explain."""
+    for value in vars(heuristics).values():
+        if isinstance(value, type) and issubclass(value, AbstractHeuristic) and not isinstance(value.needs, property):
+            assert set(value.needs) <= set(ARRAYS), value
+
+
+class Spread(BatchHeuristic):
+    """The row of the highest spread, then those of the lowest: an order that scores do not tell."""
+
+    def pick(self, predictions, query_size, *args, **arrays):
+        worth = predictions.std(axis=(1, 2)) if isinstance(predictions, np.ndarray) else predictions.numpy().std((1, 2))
+        order = np.argsort(worth)  # [N]
+        picks = np.concatenate([order[-1:], order[:-1]])[:query_size]
+        return picks if isinstance(predictions, np.ndarray) else torch.from_numpy(picks), worth
+
+
+class FirstFeatures(BatchHeuristic):
+    """Rows in the order of a feature; needs no predictions."""
+
+    needs = ("features",)
+
+    def pick(self, predictions, query_size, *args, **arrays):
+        worth = arrays["features"][:, 0]
+        return np.argsort(-worth)[:query_size], worth
+
+
+@pytest.mark.parametrize("kind", ["array", "tensor", "list", "generator"])
+def test_picks(kind: str) -> None:
+    """Ranks are the K picks in their order, and scores those of all rows; batches are put together first."""
+    parts = np.split(PROBS, [2, 3])
+    tensor = torch.from_numpy(PROBS)
+    given = {"array": PROBS, "tensor": tensor, "list": parts, "generator": iter(parts)}[kind]
+    expected, worth = Spread().pick(PROBS, 4)
+    ranks, scores = Spread().get_ranks(given, 4)
+    assert ranks.dtype == np.int64
+    assert isinstance(scores, np.ndarray)
+    np.testing.assert_array_equal(ranks, expected)
+    np.testing.assert_array_equal(scores, worth)
+    assert (np.diff(scores[ranks[1:]]) > 0).all()
+
+
+def test_scores_of_picks() -> None:
+    """Without a query, scores are what each row is worth as the first pick, whole or in batches."""
+    worth = Spread().pick(PROBS, 1)[1]
+    np.testing.assert_array_equal(Spread().get_uncertainties(PROBS), worth)
+    np.testing.assert_array_equal(Spread().get_uncertainties([PROBS[:3], PROBS[3:]]), worth)
+    np.testing.assert_array_equal(Spread().get_uncertainties_generator(iter([PROBS[:3], PROBS[3:]])), worth)
+
+
+def test_own_query_size() -> None:
+    """A heuristic's own K holds where the call does not say; without either it is asked for."""
+    np.testing.assert_array_equal(Spread(3)(PROBS), Spread()(PROBS, 3))
+    np.testing.assert_array_equal(Spread(3)(PROBS, 2), Spread()(PROBS, 2))
+    with pytest.raises(ValueError, match=r"Spread picks rows together: say how many, query_size=\.\.\."):
+        Spread()(PROBS)
+
+
+@pytest.mark.parametrize("size", [8, 0, -1])
+def test_picks_out_of_range(size: int) -> None:
+    """More picks than rows, or none, are refused, in the call and in the heuristic, which scores nothing then."""
+    message = rf"Spread needs a query_size in 1 \.\. 7, the number of rows, got {size}\."
+    with pytest.raises(ValueError, match=message):
+        Spread()(PROBS, size)
+    with pytest.raises(ValueError, match=message):
+        Spread(size)([PROBS[:3], PROBS[3:]])
+    with pytest.raises(ValueError, match=message):
+        Spread(size).get_uncertainties(PROBS)
+
+
+def test_picks_by_features() -> None:
+    """Rows may be picked by their features alone; the pool that comes in place of predictions is not looked at."""
+    ranks, scores = FirstFeatures().get_ranks("not looked at", 3, features=FEATURES)
+    np.testing.assert_array_equal(ranks, np.argsort(-FEATURES[:, 0])[:3])
+    np.testing.assert_array_equal(scores, FEATURES[:, 0])
+    with pytest.raises(ValueError, match=r"FirstFeatures needs a query_size in 1 \.\. 7, the number of rows, got 8"):
+        FirstFeatures()(None, 8, features=FEATURES)
+
+
+def test_picks_do_not_come_from_scores() -> None:
+    """Scores alone do not say which rows go together."""
+    with pytest.raises(TypeError, match="Spread picks rows together, which scores do not tell: call get_ranks"):
+        Spread().reorder_indices([1.0, 2.0])
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_shuffled_picks(share: float) -> None:
+    """Shuffling mixes the other rows in among K picks, all different, by the seed."""
+    probs = token_probs(40)[:, :, 0]
+    ranks = Spread(10, share, seed=3)(probs)
+    assert len(set(ranks.tolist())) == 10
+    assert set(ranks.tolist()) != set(Spread(10)(probs).tolist())
+    np.testing.assert_array_equal(ranks, Spread(10, share, seed=3)(probs))
+    assert (ranks != Spread(10, share, seed=4)(probs)).any()
+
+
+def test_whole() -> None:
+    """Batches become one array or tensor, in their order; one that is whole already is not copied."""
+    assert whole(PROBS, "x") is PROBS
+    np.testing.assert_array_equal(whole(iter([PROBS[:2], PROBS[2:]]), "x"), PROBS)
+    tensor = torch.from_numpy(PROBS)
+    assert torch.equal(whole((tensor[:2], tensor[2:]), "x"), tensor)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+def test_whole_of_different_shapes(kind) -> None:
+    """Batches that differ in more than rows are refused with both shapes, whatever holds them."""
+    batches = [kind(token_probs(2, 3)), kind(token_probs(3, 7))]
+    with pytest.raises(ValueError, match=r"x looks at all rows .* got \[n, 3, 3, 5\] and \[n, 3, 7, 5\]\."):
+        whole(batches, "x")
+
+
+@pytest.mark.parametrize(
+    ("batches", "error", "message"),
+    [
+        ([], ValueError, "x needs at least one batch of predictions, got none"),
+        (None, TypeError, "x needs an array, a tensor or an iterable of such batches, got NoneType"),
+        ([1.0, 2.0], TypeError, "x needs batches that are all arrays or all tensors, got float"),
+        ([np.ones(3), torch.ones(3)], TypeError, "all arrays or all tensors, got Tensor, ndarray"),
+    ],
+)
+def test_whole_of_nothing(batches, error: type[Exception], message: str) -> None:
+    """No batches, and things that are none, are refused."""
+    with pytest.raises(error, match=message):
+        whole(batches, "x")
+
+
+def test_descending() -> None:
+    """Ranking is by the numbers that were given, in double, so that large whole numbers keep their order."""
+    assert descending([2**53 - 1, 2**53, 2**53 - 2], "x").tolist() == [1, 0, 2]
+    assert finite(torch.tensor([1.5], requires_grad=True), "x").tolist() == [1.5]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import laws
-from tests.laws import CASES, Case, few, probs
+from tests.laws import CASES, Case, coarse_probs, few, probs
 
 every = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 drawing = pytest.mark.parametrize("case", [case for case in CASES if case.needs_draws], ids=lambda case: case.name)
@@ -72,6 +72,28 @@ def test_chunks(case: Case, values: np.ndarray, size: int) -> None:
 
 
 @every
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "float16"])
+def test_chunks_within(case: Case, layout: str) -> None:
+    """A row's score is the same to the last bit in a large array, scored in chunks, and alone."""
+    values = torch.rand(4000, 4, 40, generator=torch.Generator().manual_seed(0)).softmax(1)  # more than 2**19 numbers
+    if layout == "transposed":
+        values = values.mT.contiguous().mT
+    values = values.half() if layout == "float16" else values
+    scores = case.score(values)
+    for row in [*range(20), *range(3265, 3285), 3999]:
+        assert scores[row] == case.score(values[row : row + 1])
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@few
+@given(values=coarse_probs())
+def test_exact_half_precision(case: Case, dtype: torch.dtype, values: np.ndarray) -> None:
+    """The same numbers have the same score in every precision, also exact zeros and equal classes."""
+    laws.same_numbers_same_scores(case, values, dtype)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.smooth], ids=lambda case: case.name)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 @few
 @given(values=probs())

@@ -9,7 +9,7 @@ from baal_hf.heuristics import Random
 
 def test_needs_no_predictions() -> None:
     """Random ranks anything with a length and says that it needs no predictions."""
-    assert not Random.needs_predictions
+    assert not Random.needs
     for rows in (range(50), "x" * 50, np.zeros((50, 3, 2)), torch.zeros(50, 3, 2), [{"text": "a"}] * 50):
         ranks, scores = Random().get_ranks(rows)
         assert sorted(ranks.tolist()) == list(range(50))

@@ -1,4 +1,4 @@
-"""Certainty, margin, entropy and variance on cases that can be done in the head."""
+"""Scores of the mean prediction, and of how far draws spread, on cases that can be done in the head."""
 
 import math
 
@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from baal_hf.heuristics import Certainty, Entropy, Margin, Variance, certainty, entropy, margin, variance
+from baal_hf.heuristics import (
+    Certainty,
+    Entropy,
+    Margin,
+    Variance,
+    certainty,
+    entropy,
+    margin,
+    mean_std,
+    variance,
+    variation_ratio,
+)
 
 CLASSIFICATION = [certainty, margin, entropy]
 ONE_HOT = np.array([[[1.0], [0.0]]])  # [N, C, T]
@@ -64,10 +75,56 @@ def test_variance_takes_any_finite_number() -> None:
     assert variance(np.array([[[-1.0, 3.0]]])) == pytest.approx(4)
 
 
-def test_variance_needs_draws() -> None:
+@pytest.mark.parametrize(
+    ("score", "name"), [(variance, "Variance"), (mean_std, "MeanStd"), (variation_ratio, "VariationRatio")]
+)
+def test_spread_needs_draws(score, name: str) -> None:
     """One draw does not vary: it is refused, not scored 0."""
-    with pytest.raises(ValueError, match=r"Variance needs 2 posterior draws or more, got \[1, 2, 1\]"):
-        variance(FLAT)
+    with pytest.raises(ValueError, match=rf"{name} needs 2 posterior draws or more, got \[1, 2, 1\]"):
+        score(FLAT)
+
+
+@pytest.mark.parametrize("score", [mean_std, variation_ratio])
+def test_spread_of_classes_needs_probabilities(score) -> None:
+    """Votes and deviations of class probabilities are not taken of other numbers, which Variance scores."""
+    with pytest.raises(ValueError, match=r"needs sums of 1 over classes, got 4 in row 0"):
+        score(np.full((1, 2, 2), 2.0))
+
+
+def test_variance_of_large_numbers() -> None:
+    """A large mean does not swallow the variance, as a mean of squares less a square of the mean would."""
+    assert variance(np.array([[[1e8 - 1, 1e8 + 3]]])) == pytest.approx(4)
+    assert variance(np.array([[[4097.0, 4099.0]]], np.float32)) == pytest.approx(1)
+
+
+def test_mean_std() -> None:
+    """Both classes' probabilities lie 0.3 from their mean: so does the score, where the variance is 0.09."""
+    probs = np.array([[[0.2, 0.8], [0.8, 0.2]]])
+    assert mean_std(probs) == pytest.approx(0.3)
+    assert variance(probs) == pytest.approx(0.09)
+
+
+def test_mean_std_averages_classes() -> None:
+    """Classes that no draw gives a chance count: deviations of ½, ½ and 0 are ⅓ on average."""
+    assert mean_std(np.array([[[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]])) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("votes", "expected"), [([0, 0, 0], 0), ([0, 0, 1], 1 / 3), ([2, 0, 1], 2 / 3), ([1, 1, 2, 0], 1 / 2)]
+)
+def test_variation_ratio(votes: list[int], expected: float) -> None:
+    """The score is the share of draws outside the class that most draws find most probable, however probable."""
+    probs = 0.3 * np.ones((1, 3, len(votes)))
+    probs[0, votes, range(len(votes))] = 0.4
+    assert variation_ratio(probs) == pytest.approx(expected)
+
+
+def test_equal_classes_give_the_vote_to_the_first() -> None:
+    """A draw that is undecided votes for the first class, as `argmax` does; undecided draws agree."""
+    undecided, first, second = [0.5, 0.5], [1.0, 0.0], [0.0, 1.0]
+    assert variation_ratio(np.array([[undecided, first]]).mT) == 0
+    assert variation_ratio(np.array([[undecided, second]]).mT) == 0.5
+    assert variation_ratio(np.array([[undecided, undecided]]).mT) == 0
 
 
 def test_variance_averages_positions_by_default() -> None:
