@@ -58,7 +58,7 @@ def pure_radius(features: Array, classes: int, rng: np.random.Generator, purity:
 
     δ = max {δ : 1/N Σ_i [all of B(x_i) is of the class of x_i] ≥ purity}    (Yehuda et al., 2022, arXiv:2205.11320)
 
-    Pseudo-classes are clusters by k-means. The paper reads δ off a plot; here it is exact to the last digit of float32.
+    Pseudo-classes are clusters by k-means. The paper tries a grid of radii; this δ is exact to float32's last digit.
 
     Args:
         features: Representations of labelled and pool rows together, [N, d].

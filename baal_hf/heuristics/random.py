@@ -37,6 +37,7 @@ class Random(AbstractHeuristic):
             ValueError: There are no rows.
             TypeError: `predictions` is a list of arrays, rows or batches alike, or neither sized nor iterable.
         """
+        self._check_names(arrays)
         if isinstance(predictions, list | tuple) and predictions and isinstance(predictions[0], np.ndarray | Tensor):
             raise TypeError(
                 "Random needs to know whether a list of arrays holds rows or batches. "

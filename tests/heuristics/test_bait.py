@@ -81,10 +81,13 @@ def test_reference(case: Cases, share: float, regularisation: float) -> None:
     assert picks.tolist() == expected
 
 
-def test_many_steps() -> None:
-    """What is updated step by step does not drift from what is inverted anew."""
-    case = drawn(np.random.default_rng(0), 40, 5, 3, 4)
-    assert bait(**case, query_size=15)[0].tolist() == plain(case, 15, 1.0)[0]
+@pytest.mark.parametrize("seed", [0, 1, 3])
+def test_many_steps(seed: int) -> None:
+    """What is updated step by step does not drift from what is inverted anew, and dropping picks changes them."""
+    case = drawn(np.random.default_rng(seed), 40, 5, 3, 4)
+    picks = bait(**case, query_size=10, regularisation=0.01)[0].tolist()
+    assert picks == plain(case, 10, 0.01)[0]
+    assert picks != bait(**case, query_size=20, regularisation=0.01)[0].tolist()[:10]
 
 
 def test_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,6 +118,8 @@ def test_duplicates() -> None:
     assert picks[0] % 2 == 0
     np.testing.assert_allclose(scores[::2], scores[1::2])
     assert sorted(bait(**twice, query_size=8)[0].tolist()) == list(range(8))
+    for query_size in range(2, 8):
+        assert bait(**twice, query_size=query_size)[0].tolist() == plain(twice, query_size, 1.0)[0]
 
 
 def test_certain_rows_tell_nothing() -> None:
@@ -124,6 +129,8 @@ def test_certain_rows_tell_nothing() -> None:
     picks, scores = bait(**case, query_size=3)
     assert scores[1] == pytest.approx(0)
     assert 1 not in picks
+    case["probs"][:] = [[1.0], [0.0]]
+    assert bait(**case, query_size=3)[0].tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
@@ -135,6 +142,17 @@ def test_kinds_of_arrays(dtype: torch.dtype) -> None:
     theirs, exact = bait(**case, query_size=5)
     assert isinstance(theirs, np.ndarray)
     np.testing.assert_allclose(scores.numpy(), exact, rtol=32 * torch.finfo(dtype).eps, atol=1e-12)
+
+
+def test_rounded_probabilities() -> None:
+    """Probabilities that sum to 1 but for rounding are taken in proportion."""
+    case = drawn(np.random.default_rng(0), 20, 5, 3, 4)
+    rounded = {name: torch.from_numpy(array).bfloat16() for name, array in case.items()}
+    exact = {name: array.double().numpy() for name, array in rounded.items()}
+    for name in ("probs", "labelled_predictions"):
+        mean = exact[name].mean(-1, keepdims=True)
+        exact[name] = mean / mean.sum(1, keepdims=True)
+    np.testing.assert_allclose(bait(**rounded, query_size=5)[1].numpy(), bait(**exact, query_size=5)[1], rtol=1e-5)
 
 
 def test_heuristic() -> None:

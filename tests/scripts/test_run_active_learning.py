@@ -232,7 +232,7 @@ def error_of(script: ModuleType, capsys: pytest.CaptureFixture[str], *arguments:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--heuristic", "bold"], "bald, certainty, entropy, margin, random, variance, got 'bold'"),
+        (["--heuristic", "bold"], "variance, variationratio, voteentropy, withoutduplicates, got 'bold'"),
         (["--compare", "random", "bold"], "got 'bold'"),
         (["--query_size", "0"], "--query_size needs to be at least 1, got 0"),
         (["--rounds", "0"], "--rounds needs to be at least 1, got 0"),
