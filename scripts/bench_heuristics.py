@@ -8,8 +8,9 @@
     python scripts/bench_heuristics.py batchbald-10   # one line
 
 The pool is one of a Bayesian linear classifier: rows x ~ N(0, 1) of 16 numbers, and T weight matrices around a common
-one, hence draws are consistent networks. Each run is a process, what is printed are medians: seconds and CPU seconds are those of the call alone,
-memory is what the process grew by during the call. A peer that takes longer than `--limit` seconds is stopped.
+one, hence draws are consistent networks. Each run is a process, and medians are printed: seconds and CPU seconds are
+those of the call alone, memory is what the process grew by during the call. A peer that takes longer than `--limit`
+seconds is stopped.
 """
 
 from __future__ import annotations

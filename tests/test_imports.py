@@ -27,7 +27,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # What the siblings of a folder may import from it, besides nothing.
 SHARED = {
-    "heuristics": {"base", "greedy", "reductions"},
+    "heuristics": {"base", "batch", "clusters", "distances", "greedy", "labels", "reductions"},
     "posterior": {
         *("answers", "base", "branches", "masks", "network", "passes", "places", "report", "switches", "weights"),
     },

@@ -5,7 +5,8 @@ from typing import Any
 from baal_hf.heuristics.activelab import ActiveLab, activelab
 from baal_hf.heuristics.badge import BADGE, badge
 from baal_hf.heuristics.bait import BAIT, bait
-from baal_hf.heuristics.base import ARRAYS, AbstractHeuristic, BatchHeuristic, whole
+from baal_hf.heuristics.base import ARRAYS, AbstractHeuristic, whole
+from baal_hf.heuristics.batch import BatchHeuristic
 from baal_hf.heuristics.batchbald import BatchBALD, batchbald
 from baal_hf.heuristics.cal import CAL, cal
 from baal_hf.heuristics.clustering import KMeans, TypiClust, kmeans, typiclust

@@ -7,19 +7,19 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from baal_hf.arrays import Array, NumpyArray, as_numpy, checked_probabilities, like, row_names
+from baal_hf.arrays import Array, NumpyArray, checked_probabilities, like
 from baal_hf.heuristics.base import FunctionHeuristic, whole
+from baal_hf.heuristics.labels import Labels, checked_labels
 
 LEAST = 1e-6  # of a weight or an error rate, so that no sum of weights is 0
 SMALLEST = 1e-30  # of a probability under a logarithm
 TEMPERATURES = (0.1, 0.2, 0.5, 0.8, 1.0, 2.0, 3.0, 5.0, 8.0)
 
 
-def activelab(probs: Array, labels: npt.ArrayLike | Tensor) -> Array:
+def activelab(probs: Array, labels: Labels) -> Array:
     """One minus the trust in the best guess of a row's class, by draws and annotators weighed together.
 
     s_i = 1 - [W_i p̂_i(ŷ_i) + w̄/C] / (W_i + w̄), W_i = Σ_t w_t + Σ_{j∈J_i} w_j    (Goh & Mueller, 2023,
@@ -58,7 +58,7 @@ def activelab(probs: Array, labels: npt.ArrayLike | Tensor) -> Array:
     if values.ndim != 3:
         advice = "Score tokens or pixels as rows of their own."
         raise ValueError(f"ActiveLab needs one prediction a row [N, C, T], got {list(values.shape)}. {advice}")
-    given = _checked_labels(labels, "ActiveLab", len(values), values.shape[1], values.device)  # [N, A]
+    given = checked_labels(labels, "ActiveLab", len(values), values.shape[1], values.device)  # [N, A]
     given = given[:, (given >= 0).any(0)]  # [N, A], annotators who gave no label have no say in a mean
     count = (given >= 0).sum(1)  # [N]
     if (count > 1).any():
@@ -166,33 +166,6 @@ def _counts(classes: Tensor, C: int, dtype: torch.dtype, weights: Tensor | None 
 def _at(table: Tensor, classes: Tensor) -> Tensor:
     """The entry of each row's class, [N, C] and [N] to [N]."""
     return table.gather(1, classes.unsqueeze(1))[:, 0]
-
-
-def _checked_labels(labels: npt.ArrayLike | Tensor, who: str, rows: int, classes: int, device: torch.device) -> Tensor:
-    """`labels` [N] or [N, A] as int64 [N, A] in 0 .. C-1 on that device, -1 where an annotator gave none.
-
-    Raises:
-        ValueError: They have another shape, or are neither classes nor -1.
-        TypeError: They are no whole numbers.
-    """
-    try:
-        values = as_numpy(labels) if isinstance(labels, Tensor) else np.asarray(labels)
-    except ValueError as error:
-        raise ValueError(f"{who} needs labels [N] or [N, A], got rows of different length. Fill up with -1.") from error
-    if values.ndim not in (1, 2) or len(values) != rows or 0 in values.shape:
-        raise ValueError(f"{who} needs labels [N] or [N, A] for N = {rows} rows, got {list(values.shape)}.")
-    values = values.reshape(rows, -1)  # [N, A]
-    if not np.issubdtype(values.dtype, np.integer):
-        missing = torch.tensor([any(one is None or one != one for one in row) for row in values])  # [N], None or NaN
-        where = f" with none in {row_names(missing)}" if missing.any() else ""
-        advice = "Convert them: labels.astype(int); where an annotator gave none, write -1."
-        raise TypeError(f"{who} needs whole numbers as labels, got {values.dtype}{where}. {advice}")
-    wrong = (values < -1) | (values >= classes)  # [N, A]
-    if wrong.any():
-        rows_wrong, came = row_names(torch.from_numpy(wrong.any(1))), values[wrong][0]
-        advice = f"The predictions have C = {classes} classes; is the label's number another's?"
-        raise ValueError(f"{who} needs labels in 0 .. {classes - 1}, got {came} in {rows_wrong}. {advice}")
-    return torch.from_numpy(values.astype(np.int64)).to(device)
 
 
 class ActiveLab(FunctionHeuristic):

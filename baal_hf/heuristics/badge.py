@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from baal_hf.arrays import Array, as_numpy, as_tensor, checked_features, like, scored
-from baal_hf.heuristics.base import BatchHeuristic, descending
+from baal_hf.arrays import Array, as_numpy, as_tensor, like, scored
+from baal_hf.heuristics.base import descending
+from baal_hf.heuristics.batch import BatchHeuristic
+from baal_hf.heuristics.distances import checked_features
 
 
 def badge(probs: Array, features: Array, query_size: int, rng: np.random.Generator) -> tuple[Array, Array]:

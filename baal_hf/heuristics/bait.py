@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baal_hf.arrays import Array, as_tensor, checked_features, like, scored
-from baal_hf.heuristics.base import BatchHeuristic, Seed
+from baal_hf.arrays import Array, as_tensor, like, scored
+from baal_hf.heuristics.base import Seed
+from baal_hf.heuristics.batch import BatchHeuristic
+from baal_hf.heuristics.distances import checked_features
 
 NUMBERS_AT_ONCE = 2**22  # of the intermediate products over rows
 

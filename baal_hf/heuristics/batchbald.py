@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from baal_hf.arrays import Array, checked_probabilities, entropies, like, scored
-from baal_hf.heuristics.base import BatchHeuristic, Seed
+from baal_hf.heuristics.base import Seed
+from baal_hf.heuristics.batch import BatchHeuristic
 from baal_hf.heuristics.greedy import lazy_greedy
 
 NUMBERS_AT_ONCE = 2**20  # probabilities that one step of a search holds, so that they stay in the cache

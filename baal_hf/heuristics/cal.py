@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baal_hf.arrays import DISTANCES_AT_ONCE, Array, as_tensor, checked_features, distances_to, like, scored
+from baal_hf.arrays import Array, as_tensor, like, scored
 from baal_hf.heuristics.base import AbstractHeuristic, Seed
+from baal_hf.heuristics.distances import DISTANCES_AT_ONCE, checked_features, distances_to
 from baal_hf.heuristics.reductions import Reduction
 
 SMALLEST = torch.finfo(torch.float32).tiny

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from baal_hf.arrays import DISTANCES_AT_ONCE, Array, checked_features, distances_to, like
-from baal_hf.heuristics.base import BatchHeuristic
+from baal_hf.arrays import Array, like
+from baal_hf.heuristics.batch import BatchHeuristic
+from baal_hf.heuristics.distances import DISTANCES_AT_ONCE, checked_features, distances_to
 
 
 def coreset(features: Array, labelled_features: Array, query_size: int) -> tuple[Array, Array]:

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from baal_hf.arrays import DISTANCES_AT_ONCE, Array, as_numpy, checked_features, distances_to, like
-from baal_hf.heuristics.base import BatchHeuristic, Seed
+from baal_hf.arrays import Array, like
+from baal_hf.heuristics.base import Seed
+from baal_hf.heuristics.batch import BatchHeuristic
+from baal_hf.heuristics.clusters import clustered
+from baal_hf.heuristics.distances import DISTANCES_AT_ONCE, checked_features, distances_to
 from baal_hf.heuristics.greedy import lazy_greedy
-
-ITERATIONS = 20  # of k-means
 
 
 def probcover(features: Array, labelled_features: Array, query_size: int, delta: float) -> tuple[Array, Array]:
@@ -78,7 +79,8 @@ def pure_radius(features: Array, classes: int, rng: np.random.Generator, purity:
         raise ValueError(f"ProbCover needs classes >= 2, got {classes}.")
     if not 0 < purity <= 1:
         raise ValueError(f"ProbCover needs a purity in (0, 1], got {purity}.")
-    clusters, distances = _clusters(values, classes, rng), distances_to(values)
+    points = values.double() - values.double().mean(0)  # [N, d]
+    clusters, distances = clustered(points, classes, rng)[0], distances_to(values)
     size = max(1, DISTANCES_AT_ONCE // len(values))
     other = torch.cat(  # [N], distance to the nearest row of another cluster
         [
@@ -133,26 +135,6 @@ class _Cover:
             picks.append(int(self.nearest.argmax()))
             self._approach(picks[-1])
         return picks
-
-
-def _clusters(features: Tensor, k: int, rng: np.random.Generator) -> Tensor:
-    """K-means from k-means++ seeds: the cluster of each row, at most k, [N, d] to [N]."""
-    # Short, as it only sets a scale; the one that chooses rows is in clustering.py, and siblings do not import another.
-    points = features.double() - features.double().mean(0)  # [N, d]
-    distances, seeds = distances_to(points), [int(rng.integers(len(points)))]
-    nearest = distances(points[seeds])[0]  # [N]
-    while len(seeds) < k and bool(nearest.any()):
-        chance = as_numpy(nearest.double().square())
-        seeds.append(int(rng.choice(len(chance), p=chance / chance.sum())))
-        nearest = torch.minimum(nearest, distances(points[seeds[-1:]])[0])
-    centres = points[seeds]  # [k, d]
-    parts = torch.split(points, max(1, DISTANCES_AT_ONCE // k))
-    for _ in range(ITERATIONS):
-        norms = centres.square().sum(1)
-        clusters = torch.cat([torch.addmm(norms, part, centres.T, alpha=-2).argmin(1) for part in parts])  # [N]
-        pieces = torch.split(points[clusters.argsort(stable=True)], torch.bincount(clusters).tolist())
-        centres = torch.stack([piece.mean(0) for piece in pieces if len(piece)])  # [k, d], empty ones dropped
-    return clusters
 
 
 class ProbCover(BatchHeuristic):

@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from baal_hf.arrays import Array, as_numpy, as_tensor, like, row_names, scored
+from baal_hf.arrays import Array, as_tensor, like, row_names, scored
 from baal_hf.heuristics.base import FunctionHeuristic
-
-Labels = npt.ArrayLike | Tensor
+from baal_hf.heuristics.labels import Labels, checked_labels
 
 
 def self_confidence(probs: Array, labels: Labels) -> Array:
@@ -149,7 +147,7 @@ def active_label_cleaning(probs: Array, labels: Labels) -> Array:
     """
     who = "ActiveLabelCleaning"
     mean = _mean(probs, who)  # [N, C]
-    given = _checked_labels(labels, who, len(mean), mean.shape[1], mean.device)  # [N, A]
+    given = checked_labels(labels, who, len(mean), mean.shape[1], mean.device)  # [N, A]
     empty = (given < 0).all(1)  # [N]
     if empty.any():
         raise ValueError(f"{who} needs a label of each row, got none in {row_names(empty)}. Drop those, or ActiveLab.")
@@ -192,33 +190,6 @@ def adjusted(probs: Array, labels: Labels) -> Array:
     return scored(shifted, probs, "adjusted")
 
 
-def _checked_labels(labels: Labels, who: str, rows: int, classes: int, device: torch.device) -> Tensor:
-    """`labels` [N] or [N, A] as int64 [N, A] in 0 .. C-1 on that device, -1 where an annotator gave none.
-
-    Raises:
-        ValueError: They have another shape, or are neither classes nor -1.
-        TypeError: They are no whole numbers.
-    """
-    try:
-        values = as_numpy(labels) if isinstance(labels, Tensor) else np.asarray(labels)
-    except ValueError as error:
-        raise ValueError(f"{who} needs labels [N] or [N, A], got rows of different length. Fill up with -1.") from error
-    if values.ndim not in (1, 2) or len(values) != rows or 0 in values.shape:
-        raise ValueError(f"{who} needs labels [N] or [N, A] for N = {rows} rows, got {list(values.shape)}.")
-    values = values.reshape(rows, -1)  # [N, A]
-    if not np.issubdtype(values.dtype, np.integer):
-        missing = torch.tensor([any(one is None or one != one for one in row) for row in values])  # [N], None or NaN
-        where = f" with none in {row_names(missing)}" if missing.any() else ""
-        advice = "Convert them: labels.astype(int); where an annotator gave none, write -1."
-        raise TypeError(f"{who} needs whole numbers as labels, got {values.dtype}{where}. {advice}")
-    wrong = (values < -1) | (values >= classes)  # [N, A]
-    if wrong.any():
-        rows_wrong, came = row_names(torch.from_numpy(wrong.any(1))), values[wrong][0]
-        advice = f"The predictions have C = {classes} classes; is the label's number another's?"
-        raise ValueError(f"{who} needs labels in 0 .. {classes - 1}, got {came} in {rows_wrong}. {advice}")
-    return torch.from_numpy(values.astype(np.int64)).to(device)
-
-
 def _rows(probs: Array, who: str, over_draws: Callable[[Tensor], Tensor]) -> Tensor:
     """Checked probabilities, put together over draws, [N, C, T] to [N, C]."""
     table = as_tensor(scored(over_draws, probs, who), who)  # [N, C]
@@ -235,7 +206,7 @@ def _mean(probs: Array, who: str) -> Tensor:
 
 def _single(labels: Labels, mean: Tensor, who: str) -> Tensor:
     """The only label of each row, [N, 1]."""
-    given = _checked_labels(labels, who, len(mean), mean.shape[1], mean.device)  # [N, A]
+    given = checked_labels(labels, who, len(mean), mean.shape[1], mean.device)  # [N, A]
     if given.shape[1] > 1:
         advice = "For several annotators there are ActiveLab and ActiveLabelCleaning."
         raise ValueError(f"{who} needs one label a row [N], got {list(given.shape)}. {advice}")

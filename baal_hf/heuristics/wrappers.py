@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from baal_hf.arrays import NumpyArray, as_numpy, as_tensor, checked_probabilities
-from baal_hf.heuristics.base import AbstractHeuristic, BatchHeuristic, Ranks, Seed
+from baal_hf.heuristics.base import AbstractHeuristic, Ranks, Seed
+from baal_hf.heuristics.batch import BatchHeuristic
 
 
 def balanced(ranks: Ranks, classes: NumpyArray, counts: NumpyArray, query_size: int) -> Ranks:

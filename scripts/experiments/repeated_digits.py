@@ -107,7 +107,7 @@ class Settings:
     dropout: float = 0.5
     steps: int = 200
     learning_rate: float = 1e-2
-    l2: float = 1e-3
+    l2: float = 0.0
 
     @property
     def sizes(self) -> list[int]:

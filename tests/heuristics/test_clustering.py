@@ -11,7 +11,9 @@ from skactiveml.pool import TypiClust as TheirTypiClust
 from sklearn.cluster import KMeans as TheirKMeans
 
 from baal_hf.heuristics import clustering
-from baal_hf.heuristics.clustering import KMeans, TypiClust, clustered, kmeans, typicality, typiclust
+from baal_hf.heuristics import clusters as clusters_module
+from baal_hf.heuristics.clustering import KMeans, TypiClust, kmeans, typicality, typiclust
+from baal_hf.heuristics.clusters import clustered
 from baal_hf.heuristics.uncertainty import Margin
 from tests.laws import few
 
@@ -63,7 +65,7 @@ def test_lloyd() -> None:
     """Each row of a pool is in the cluster in which scikit-learn has it, from the same seeds."""
     rows = torch.from_numpy(rng().standard_normal((600, 5)))
     rows -= rows.mean(0)
-    seeds = clustering._seeds(rows, 12, torch.ones(600).double(), rng(1)).numpy()
+    seeds = clusters_module._seeds(rows, 12, torch.ones(600).double(), rng(1)).numpy()
     theirs = TheirKMeans(12, init=seeds, n_init=1, tol=0, algorithm="lloyd").fit(rows.numpy())
     clusters, squares = clustered(rows, 12, rng(1), tolerance=0)
     np.testing.assert_array_equal(clusters, theirs.labels_)
@@ -84,14 +86,14 @@ def test_seeds() -> None:
     """Seeds fall on each row as often as its weight, and then its squared distance, says."""
     rows = torch.tensor([[0.0], [1.0], [3.0]]).double()
     generator, weights = rng(), torch.tensor([0.5, 0.5, 0.0]).double()
-    firsts = [clustering._seeds(rows, 1, weights, generator).item() for _ in range(2000)]
+    firsts = [clusters_module._seeds(rows, 1, weights, generator).item() for _ in range(2000)]
     assert {0.0, 1.0} == set(firsts)
     assert abs(np.mean(firsts) - 0.5) < 0.05
-    pairs = [clustering._seeds(rows, 2, torch.ones(3).double(), generator)[:, 0].tolist() for _ in range(3000)]
+    pairs = [clusters_module._seeds(rows, 2, torch.ones(3).double(), generator)[:, 0].tolist() for _ in range(3000)]
     seconds = [second for first, second in pairs if first == 0]
     assert np.mean(seconds) == pytest.approx((1 * 1 + 9 * 3) / 10, abs=0.1)
     weights = torch.tensor([1.0, 9.0, 1.0]).double()
-    pairs = [clustering._seeds(rows, 2, weights, generator)[:, 0].tolist() for _ in range(6000)]
+    pairs = [clusters_module._seeds(rows, 2, weights, generator)[:, 0].tolist() for _ in range(6000)]
     seconds = [second for first, second in pairs if first == 0]
     assert np.mean(seconds) == pytest.approx((9 * 1 + 9 * 3) / 18, abs=0.15)
 
@@ -101,7 +103,7 @@ def test_empty_cluster_starts_anew() -> None:
     rows, clusters = torch.tensor([[0.0], [4.0], [1.0], [4.0], [9.0]]).double(), torch.tensor([0, 0, 0, 0, 3])
     weights = torch.tensor([1.0, 1.0, 2.0, 1.0, 0.0]).double()
     squares = torch.tensor([1.0, 9.0, 0.0, 9.0, 25.0]).double()
-    centres = clustering._centres(rows, clusters, squares, weights, 4)
+    centres = clusters_module._centres(rows, clusters, squares, weights, 4)
     assert centres[:, 0].tolist() == [
         2.0,
         4.0,
@@ -113,7 +115,7 @@ def test_empty_cluster_starts_anew() -> None:
 def test_no_end_with_an_empty_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     """However little the sum falls, the search goes on while a centre has no rows."""
     rows = torch.tensor([[-1.0], [1.0], [-1.5], [1.5]]).double()
-    monkeypatch.setattr(clustering, "_seeds", lambda *_: torch.tensor([[0.0], [99.0]]).double())
+    monkeypatch.setattr(clusters_module, "_seeds", lambda *_: torch.tensor([[0.0], [99.0]]).double())
     clusters, _ = clustered(rows, 2, rng(), tolerance=np.inf)
     assert len(clusters.unique()) == 2
 
@@ -297,7 +299,8 @@ def test_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Distances one row at a time give what all of them give at once."""
     features, labelled = rng().standard_normal((80, 3)), rng(1).standard_normal((5, 3))
     whole = (*kmeans(features, 9, rng()), *typiclust(features, labelled, 9, rng()))
-    monkeypatch.setattr(clustering, "DISTANCES_AT_ONCE", 1)
+    for part in (clustering, clusters_module):
+        monkeypatch.setattr(part, "DISTANCES_AT_ONCE", 1)
     parts = (*kmeans(features, 9, rng()), *typiclust(features, labelled, 9, rng()))
     for one, other in zip(parts, whole, strict=True):
         np.testing.assert_array_equal(one, other)

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from skactiveml.pool import CoreSet as TheirCoreSet
 
-from baal_hf.arrays import distances_to
 from baal_hf.heuristics.coreset import CoreSet, coreset
+from baal_hf.heuristics.distances import distances_to
 from tests.laws import few
 
 module = import_module("baal_hf.heuristics.coreset")  # the package gives that name to the function

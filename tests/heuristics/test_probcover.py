@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from skactiveml.pool import ProbCover as TheirProbCover
 
+from baal_hf.heuristics import clusters as clusters_module
+from baal_hf.heuristics.clusters import clustered
 from baal_hf.heuristics.probcover import ProbCover, probcover, pure_radius
 from tests.laws import few
 
@@ -20,6 +22,11 @@ Cases = tuple[np.ndarray, np.ndarray]
 def rng(seed: int = 0) -> np.random.Generator:
     """A generator with that seed."""
     return np.random.default_rng(seed)
+
+
+def centred(features: torch.Tensor) -> torch.Tensor:
+    """As `pure_radius` hands features to `clustered`."""
+    return features.double() - features.double().mean(0)
 
 
 @st.composite
@@ -104,7 +111,7 @@ def test_duplicates() -> None:
 def test_radius_is_the_largest(case: Cases, classes: int, purity: float, seed: int) -> None:
     """At the radius that share of balls is pure, and at the next larger one it is not."""
     features = case[0]
-    clusters = module._clusters(torch.from_numpy(features), classes, rng(seed)).numpy()
+    clusters = clustered(centred(torch.from_numpy(features)), classes, rng(seed))[0].numpy()
     delta = pure_radius(features, classes, rng(seed), purity)
 
     def share(radius: float) -> float:
@@ -130,7 +137,7 @@ def test_radius_of_groups() -> None:
 def test_pseudo_classes(case: Cases, k: int, seed: int) -> None:
     """Clusters of a pool are at most k, and each row is in the one whose mean is nearest."""
     features = torch.from_numpy(case[0])
-    clusters = module._clusters(features, k, rng(seed))
+    clusters = clustered(centred(features), k, rng(seed))[0]
     names = clusters.unique()
     assert len(names) == min(k, len(features.unique(dim=0)))
     means = torch.stack([features[clusters == name].mean(0) for name in names])
@@ -161,7 +168,8 @@ def test_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Distances one row at a time give what all of them give at once."""
     features, labelled = rng().standard_normal((60, 3)), rng(1).standard_normal((5, 3))
     whole = (pure_radius(features, 3, rng()), *probcover(features, labelled, 9, 0.7))
-    monkeypatch.setattr(module, "DISTANCES_AT_ONCE", 1)
+    for part in (module, clusters_module):
+        monkeypatch.setattr(part, "DISTANCES_AT_ONCE", 1)
     for one, other in zip(
         (pure_radius(features, 3, rng()), *probcover(features, labelled, 9, 0.7)), whole, strict=True
     ):

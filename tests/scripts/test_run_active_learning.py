@@ -175,7 +175,7 @@ def test_integer_labels_and_a_fifth_as_test_rows(
     assert f"Accuracy {records[0]['accuracy']:.3f} with 5 labels, {records[1]['accuracy']:.3f} with 9." in screen
 
 
-@pytest.mark.parametrize("heuristic", ["badge", "epig", "cal", "typiclust", "batchbald", "powerbald", "withoutduplicates"])
+@pytest.mark.parametrize("heuristic", ["badge", "epig", "cal", "typiclust", "batchbald", "withoutduplicates"])
 def test_heuristics_that_need_more(script: ModuleType, files: Path, tmp_path: Path, heuristic: str, capsys) -> None:
     """Features, targets and labelled rows reach the heuristics that ask for them; those made of others are refused."""
     data = ["--dataset", files / "names-train.csv", "--test_dataset", files / "names-test.csv"]
