@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from baal_hf.arrays import masked
 from baal_hf.dataset import ActiveLearningDataset
 from baal_hf.heuristics import (
     BADGE,
@@ -26,7 +27,6 @@ from baal_hf.heuristics import (
     GaussianBALD,
     GibbsSampling,
     KMeans,
-    LogMargin,
     Margin,
     MaxKL,
     MeanStd,
@@ -112,7 +112,6 @@ __all__ = [
     "KMeans",
     "LabelEvent",
     "LabelLedger",
-    "LogMargin",
     "MCConsistentDropoutModule",
     "MCDropConnect",
     "MCDropout",
@@ -144,6 +143,7 @@ __all__ = [
     "available_heuristics",
     "dropout_report",
     "get_heuristic",
+    "masked",
     "patch_module",
     "quantile",
     "top_k",

@@ -137,8 +137,13 @@ def checked_probabilities(predictions: NumpyArray | Tensor, who: str, draws: int
         raise ValueError(f"{who} needs probabilities, got negative values in {rows}. {advice}")
     off = error > tolerance  # [N, *S, T], false at padding
     if off.any():
-        rows, came = row_names(off.flatten(1).any(1), first_row), values.sum(1)[off][0]
-        raise ValueError(f"{who} needs sums of 1 over classes, got {came:.4g} in {rows}. {advice}")
+        bad = off.flatten(1).any(1)  # [N]
+        came = float(values.sum(1)[off][0])  # of the first of them
+        first = int(bad.nonzero()[0])
+        bad[first] = False
+        where = f"row {first_row + first}" + (f" and others in {row_names(bad, first_row)}" if bad.any() else "")
+        limit = f"Rounding explains {tolerance:g} in {dtype_name(predictions)}."
+        raise ValueError(f"{who} needs sums of 1 over classes, got {came:.5g} in {where}. {limit} {advice}")
     return values
 
 
@@ -225,26 +230,6 @@ def scored(
     return like(predictions, torch.cat(parts))
 
 
-def vote_shares(probs: Tensor) -> Tensor:
-    """Share of the draws that vote for each class, their most probable one; the first of equal ones.
-
-    Args:
-        probs: Checked probabilities, [N, C, *S, T].
-
-    Returns:
-        In [0, 1], sums of 1 over classes, [N, C, *S]; NaN at padding.
-    """
-    T = probs.shape[-1]
-    padding = probs[:, 0, ..., 0].isnan()  # [N, *S]
-    counts = (probs == probs.amax(1, keepdim=True)).sum(-1)  # [N, C, *S]; several times faster than argmax
-    equal = (counts.sum(1) > T).reshape(len(probs), -1).any(1)  # [N], rows in which a draw has several best classes
-    if equal.any():
-        some = probs[equal]  # [n, C, *S, T]
-        votes = torch.zeros_like(some, dtype=torch.bool).scatter_(1, some.argmax(1, keepdim=True), True)
-        counts[equal] = votes.sum(-1)  # [n, C, *S]
-    return (counts.to(probs.dtype) / T).masked_fill_(padding.unsqueeze(1), torch.nan)
-
-
 def checked_mask(mask: NumpyArray | Tensor, shape: Sequence[int], who: str) -> Tensor:
     """`mask` as a boolean tensor of that shape [N, *S].
 
@@ -298,8 +283,3 @@ def row_names(bad: Tensor, first_row: int = 0) -> str:
     rows = [first_row + int(row) for row in bad.nonzero()]
     more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
     return f"row{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows[:5]))}{more}"
-
-
-def entropies(probs: Tensor, dim: int | tuple[int, ...]) -> Tensor:
-    """Entropy in nats along an axis, or its sum over several, 0 log 0 = 0; much faster than with `torch.xlogy`."""
-    return probs.clamp(min=torch.finfo(probs.dtype).tiny).log_().mul_(probs).sum(dim).neg_()

@@ -103,7 +103,8 @@ class ActiveLearningLoop:
             arrays.pop("predictions", pool), min(self.query_size, len(row_ids)), **arrays
         )
         if len(scores) != len(row_ids):
-            raise ValueError(f"get_probabilities returned {len(scores)} rows for a pool of {len(row_ids)}.")
+            asked = "get_probabilities" if "predictions" in self.heuristic.needs else "get_features"
+            raise ValueError(f"{asked} returned {len(scores)} rows for a pool of {len(row_ids)}.")
         if self.query_size > len(row_ids):
             which = "are left" if len(row_ids) == self.dataset.n_unlabelled else "were passed to choose from"
             rows = f"{len(row_ids)} rows {which}"
@@ -118,12 +119,20 @@ class ActiveLearningLoop:
         sources: dict[str, Callable[[], Any]] = {
             "predictions": lambda: self._predictions(pool),
             "features": lambda: self._features(pool),
-            "labelled_predictions": lambda: whole(self._predictions(labelled), "ActiveLearningLoop"),
-            "labelled_features": lambda: self._features(labelled) if len(labelled) else self._features(pool)[:0],
+            "labelled_predictions": lambda: self._predictions(labelled),
+            "labelled_features": lambda: self._features(labelled),
             "labelled_labels": lambda: np.asarray(self.dataset.labels),
-            "target_predictions": lambda: whole(self._predictions(self.targets), "ActiveLearningLoop"),
+            "target_predictions": lambda: self._predictions(self.targets),
         }
-        return {name: sources[name]() for name in self.heuristic.needs}
+        arrays: dict[str, Any] = {}
+        for name in sorted(self.heuristic.needs, key=list(sources).index):
+            array = name.removeprefix("labelled_")
+            if array != name and array in arrays and not len(labelled):  # none of as many numbers as the pool's have
+                arrays[array] = whole(arrays[array], self.heuristic.name)
+                arrays[name] = arrays[array][:0]
+            else:
+                arrays[name] = sources[name]() if name == "predictions" else whole(sources[name](), self.heuristic.name)
+        return arrays
 
     def _predictions(self, rows: Any) -> Any:
         return self.get_probabilities(rows, **self.kwargs)
@@ -141,6 +150,8 @@ class ActiveLearningLoop:
 
 def _check_needs(heuristic: AbstractHeuristic, get_features: Any, targets: Any) -> None:
     for name in heuristic.needs:
+        if name not in ARRAYS:
+            raise ValueError(f"{heuristic.name} needs {name!r}, which is none of {', '.join(ARRAYS)}.")
         if name.endswith("features") and get_features is None:
             raise ValueError(f"{heuristic.name} needs {ARRAYS[name]}: pass get_features=trainer.predict_features.")
         if name == "target_predictions" and targets is None:

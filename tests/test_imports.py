@@ -27,12 +27,13 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # What the siblings of a folder may import from it, besides nothing.
 SHARED = {
-    "heuristics": {"base", "batch", "clusters", "distances", "greedy", "labels", "reductions"},
+    "heuristics": {"base", "batch", "clusters", "distances", "draws", "greedy", "labels", "reductions"},
     "posterior": {
         *("answers", "base", "branches", "masks", "network", "passes", "places", "report", "switches", "weights"),
     },
 }
 SIBLINGS = {
+    ("heuristics.batchbald", "heuristics.disagreement"): "the first pick is BALD's",
     ("heuristics.stochastic", "heuristics.disagreement"): "PowerBALD is PowerSampling by BALD",
     ("heuristics.stochastic", "heuristics.uncertainty"): "PowerEntropy is PowerSampling by Entropy",
     ("posterior.patching", "posterior.dropout"): "patch_module is MCDropout, left in place",

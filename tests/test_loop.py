@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils.data import Subset, TensorDataset, random_split
 
 from baal_hf.dataset import ActiveLearningDataset
-from baal_hf.heuristics import BALD, AbstractHeuristic, BatchBALD, Entropy, Margin, Random, get_heuristic
+from baal_hf.heuristics import BALD, AbstractHeuristic, BatchBALD, CoreSet, Entropy, Margin, Random, get_heuristic
 from baal_hf.loop import ActiveLearningLoop
 from baal_hf.rows import RowView, row_ids_of
 
@@ -359,10 +359,23 @@ def test_heuristics_are_given_what_they_need(make) -> None:
 
 
 def test_nothing_is_labelled_yet() -> None:
-    """Before the first label, features of labelled rows are an empty array of the same width."""
-    heuristic = Recording("features", "labelled_features")
-    ActiveLearningLoop(arrow(), uncertain, heuristic, 3, get_features=features_of).step()
+    """Before the first label, arrays of labelled rows are empty, as wide as the pool's, which are not asked twice."""
+    heuristic = Recording("labelled_predictions", "labelled_features", "features", "predictions")
+    asked: list[int] = []
+    loop = ActiveLearningLoop(
+        arrow(), uncertain, heuristic, 3, get_features=lambda rows: asked.append(len(rows)) or features_of(rows)
+    )
+    loop.step()
     assert heuristic.arrays["labelled_features"].shape == (0, 1)
+    assert heuristic.arrays["labelled_predictions"].shape == (0, 2, 1)
+    assert asked == [M]
+
+
+def test_features_of_other_rows() -> None:
+    """Where only features are asked for, it is their number that is complained about."""
+    loop = ActiveLearningLoop(arrow(), uncertain, CoreSet(), 2, get_features=lambda rows: features_of(rows)[:-1])
+    with pytest.raises(ValueError, match="get_features returned 19 rows for a pool of 20"):
+        loop.query(loop.dataset.pool)
 
 
 @pytest.mark.parametrize(
@@ -371,6 +384,7 @@ def test_nothing_is_labelled_yet() -> None:
         ("features", r"a representation of each row .*: pass get_features=trainer\.predict_features"),
         ("labelled_features", r"representations of the labelled rows .*: pass get_features="),
         ("target_predictions", r"rows to be predicted well .*: pass targets=rows"),
+        ("futures", r"needs 'futures', which is none of predictions, features"),
         ("labels", r"scores rows that have a label, and a pool has none"),
     ],
 )

@@ -40,13 +40,11 @@ from baal_hf.heuristics.regression import GaussianBALD, gaussian_bald
 from baal_hf.heuristics.relabelling import (
     ActiveLabelCleaning,
     ConfidenceWeightedEntropy,
-    LogMargin,
     NormalizedMargin,
     SelfConfidence,
     active_label_cleaning,
-    adjusted,
+    adjusted_probs,
     confidence_weighted_entropy,
-    log_margin,
     normalized_margin,
     self_confidence,
 )
@@ -100,7 +98,6 @@ __all__ = [
     "GaussianBALD",
     "GibbsSampling",
     "KMeans",
-    "LogMargin",
     "Margin",
     "MaxKL",
     "MeanStd",
@@ -125,7 +122,7 @@ __all__ = [
     "WithoutDuplicates",
     "active_label_cleaning",
     "activelab",
-    "adjusted",
+    "adjusted_probs",
     "available_heuristics",
     "badge",
     "bait",
@@ -142,7 +139,6 @@ __all__ = [
     "gaussian_bald",
     "get_heuristic",
     "kmeans",
-    "log_margin",
     "margin",
     "max_kl",
     "mean_std",
@@ -175,11 +171,12 @@ def available_heuristics() -> list[str]:
     return sorted(_BY_NAME)
 
 
-def get_heuristic(name: str, **kwargs: Any) -> AbstractHeuristic:
+def get_heuristic(name: str, *args: Any, **kwargs: Any) -> AbstractHeuristic:
     """Make a heuristic by its name.
 
     Args:
         name: One of `available_heuristics`, in upper or lower case.
+        *args: Arguments of that heuristic; of most the first are `shuffle_prop` and `reduction`, as in Baal.
         **kwargs: Arguments of that heuristic, such as `shuffle_prop`, `reduction` and `seed`. Heuristics that are made
             of others take names for these, too: `get_heuristic("powersampling", base_heuristic="margin")`.
 
@@ -198,4 +195,4 @@ def get_heuristic(name: str, **kwargs: Any) -> AbstractHeuristic:
         kwargs["base_heuristic"] = get_heuristic(kwargs["base_heuristic"])
     if "heuristics" in kwargs:
         kwargs["heuristics"] = [get_heuristic(one) if isinstance(one, str) else one for one in kwargs["heuristics"]]
-    return _BY_NAME[name.lower()](**kwargs)
+    return _BY_NAME[name.lower()](*args, **kwargs)

@@ -172,6 +172,7 @@ class ActiveLab(FunctionHeuristic):
     """What one more label of a row is worth, labelled or not, `activelab`, as a heuristic."""
 
     needs = ("predictions", "labels")
+    rows_together = True
     score = staticmethod(activelab)
 
     def get_uncertainties_generator(self, batches: Iterable[Any], **arrays: Any) -> NumpyArray:

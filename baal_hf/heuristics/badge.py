@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from baal_hf.arrays import Array, as_numpy, as_tensor, like, scored
-from baal_hf.heuristics.base import descending
+from baal_hf.arrays import Array, as_numpy, like
+from baal_hf.heuristics.base import checked_size, descending
 from baal_hf.heuristics.batch import BatchHeuristic
 from baal_hf.heuristics.distances import checked_features
+from baal_hf.heuristics.draws import mean_probs
 
 
 def badge(probs: Array, features: Array, query_size: int, rng: np.random.Generator) -> tuple[Array, Array]:
@@ -39,14 +40,9 @@ def badge(probs: Array, features: Array, query_size: int, rng: np.random.Generat
             misshapen, not finite, or of another length; K is not in 1 .. N.
         TypeError: An array is none of floating-point numbers.
     """
-    mean = as_tensor(scored(lambda values: values.mean(-1), probs, "BADGE"), "BADGE")  # [N, C]
-    if mean.ndim != 2:
-        raise ValueError(f"BADGE needs one prediction a row [N, C, T], got {list(probs.shape)}.")
     values = checked_features(features, "BADGE")  # [N, d]
-    if len(values) != len(mean):
-        raise ValueError(f"BADGE needs features of the rows [N, d], got {len(values)} for {len(mean)} predictions.")
-    if not 1 <= query_size <= len(values):
-        raise ValueError(f"BADGE needs a query_size in 1 .. {len(values)}, the number of rows, got {query_size}.")
+    mean = mean_probs(probs, "BADGE", rows=len(values))  # [N, C]
+    checked_size(query_size, len(values), "BADGE")
     mean = mean.double()
     residuals = mean - torch.zeros_like(mean).scatter_(1, mean.argmax(1, keepdim=True), 1)  # [N, C], u
     values = values.to(mean)

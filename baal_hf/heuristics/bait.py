@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baal_hf.arrays import Array, as_tensor, like, scored
-from baal_hf.heuristics.base import Seed
+from baal_hf.arrays import Array, like
+from baal_hf.heuristics.base import Seed, checked_size
 from baal_hf.heuristics.batch import BatchHeuristic
 from baal_hf.heuristics.distances import checked_features
+from baal_hf.heuristics.draws import mean_probs
 
 NUMBERS_AT_ONCE = 2**22  # of the intermediate products over rows
 
@@ -54,15 +55,18 @@ def bait(
     """
     values = checked_features(features, "BAIT").double()  # [N, d]
     labelled = checked_features(labelled_features, "BAIT", "labelled_features", 0, values.shape[1])  # [L, d]
-    mean = _mean(probs, "predictions", len(values)).to(values)  # [N, C]
-    if not 1 <= query_size <= len(values):
-        raise ValueError(f"BAIT needs a query_size in 1 .. {len(values)}, the number of rows, got {query_size}.")
+    mean = mean_probs(probs, "BAIT", rows=len(values)).to(values)  # [N, C]
+    mean = mean / mean.sum(1, keepdim=True)  # rounded ones do not sum to 1
+    checked_size(query_size, len(values), "BAIT")
     if not regularisation > 0:
         raise ValueError(f"BAIT needs regularisation > 0, got {regularisation}.")
     size = mean.shape[1] * values.shape[1]  # D = C·d
     known = regularisation * torch.eye(size, dtype=values.dtype, device=values.device)  # [D, D]
     if len(labelled):
-        labelled_mean = _mean(labelled_predictions, "labelled_predictions", len(labelled)).to(values)  # [L, C]
+        labelled_mean = mean_probs(labelled_predictions, "BAIT", "labelled_predictions", len(labelled)).to(
+            values
+        )  # [L, C]
+        labelled_mean = labelled_mean / labelled_mean.sum(1, keepdim=True)
         if labelled_mean.shape[1] != mean.shape[1]:
             shapes = f"{list(labelled_predictions.shape)} for {list(probs.shape)}"
             raise ValueError(f"BAIT needs labelled_predictions of the same classes, got {shapes}.")
@@ -172,17 +176,6 @@ def _information(features: Tensor, mean: Tensor) -> Tensor:
     return total
 
 
-def _mean(probs: Array, name: str, rows: int) -> Tensor:
-    """Mean over draws of checked predictions, in double, [N, C, T] to [N, C]."""
-    who = "BAIT" if name == "predictions" else f"BAIT ({name})"
-    mean = as_tensor(scored(lambda values: values.mean(-1), probs, who), who)  # [N, C]
-    if mean.ndim != 2:
-        raise ValueError(f"{who} needs one prediction a row [N, C, T], got {list(probs.shape)}.")
-    if len(mean) != rows:
-        raise ValueError(f"BAIT needs as many {name} as features of the same rows, got {len(mean)} for {rows}.")
-    return mean.double() / mean.double().sum(1, keepdim=True)  # rounded ones do not sum to 1
-
-
 class BAIT(BatchHeuristic):
     """Rows that leave the last layer least uncertain for the pool, `bait`, as a heuristic.
 
@@ -199,6 +192,8 @@ class BAIT(BatchHeuristic):
         self, query_size: int | None = None, shuffle_prop: float = 0.0, *, regularisation: float = 1.0, seed: Seed = 0
     ) -> None:
         super().__init__(query_size, shuffle_prop, seed=seed)
+        if not regularisation > 0:
+            raise ValueError(f"BAIT needs regularisation > 0, got {regularisation}.")
         self.regularisation = regularisation
 
     def pick(self, predictions: Array, query_size: int, *args: Any, **arrays: Any) -> tuple[Array, Array]:

@@ -46,6 +46,7 @@ class AbstractHeuristic(ABC):
 
     Attributes:
         needs: Names of the arrays that it is given, out of `ARRAYS`; all but predictions by keyword.
+        rows_together: Whether the score of a row depends on the others, so that batches are put together first.
 
     Raises:
         ValueError: `shuffle_prop` lies outside [0, 1], or the reduction is unknown.
@@ -53,6 +54,7 @@ class AbstractHeuristic(ABC):
     """
 
     needs: Sequence[str] = ("predictions",)
+    rows_together: bool = False
 
     def __init__(self, shuffle_prop: float = 0.0, reduction: Reduction = "none", *, seed: Seed = 0) -> None:
         if not isinstance(shuffle_prop, int | float | np.number):
@@ -114,7 +116,7 @@ class AbstractHeuristic(ABC):
             try:
                 parts.append(self._row_scores(batch, self._checked(batch, here)))
             except ValueError as error:
-                raise ValueError(f"In batch {len(parts)}, whose row 0 is row {start} of all: {error}") from error
+                raise in_batch(len(parts), start, error) from error
             start += len(parts[-1])
         if not parts:
             raise ValueError(f"{self.name} needs at least one batch of predictions, got none. Is the pool empty?")
@@ -142,7 +144,7 @@ class AbstractHeuristic(ABC):
         """
         scores = self.get_uncertainties(predictions, **arrays)  # [N]
         ranks = self.reorder_indices(scores)  # [N]
-        return ranks[: self._checked_size(query_size, len(ranks))], scores
+        return ranks[: checked_size(query_size, len(ranks), self.name)], scores
 
     def __call__(self, predictions: Any = None, query_size: int | None = None, **arrays: Any) -> Ranks:
         """Rank the rows, most informative first; `get_ranks` without the scores."""
@@ -207,12 +209,6 @@ class AbstractHeuristic(ABC):
                 came = f"{len(arrays[name])} {name} for {expected} rows of {of}"
                 raise ValueError(f"{self.name} needs {ARRAYS[name]}, got {came}.")
 
-    def _checked_size(self, query_size: int | None, rows: int) -> int:
-        size = rows if query_size is None else operator.index(query_size)
-        if not 1 <= size <= rows:
-            raise ValueError(f"{self.name} needs a query_size in 1 .. {rows}, the number of rows, got {size}.")
-        return size
-
 
 class FunctionHeuristic(AbstractHeuristic):
     """A heuristic that is one pure function of its arrays, `score`."""
@@ -222,6 +218,11 @@ class FunctionHeuristic(AbstractHeuristic):
     def compute_score(self, predictions: Any, *args: Any, **arrays: Any) -> Any:
         """Score each position, [N, C, *S, T] to [N, *S]."""
         return type(self).score(predictions, **arrays)
+
+
+def in_batch(number: int, start: int, error: ValueError) -> ValueError:
+    """The error with the place of the batch whose rows it counts."""
+    return ValueError(f"In batch {number}, whose row 0 is row {start} of all: {error}")
 
 
 def whole(predictions: Any, who: str) -> Any:
@@ -248,6 +249,21 @@ def whole(predictions: Any, who: str) -> Any:
         came = " and ".join(str(["n", *shape]).replace("'", "") for shape in shapes[:2])
         raise ValueError(f"{who} looks at all rows together and needs batches of one shape, got {came}.")
     return np.concatenate(batches) if numpy else torch.cat(batches)  # [N, C, *S, T]
+
+
+def checked_size(query_size: int | None, rows: int | None, who: str) -> int:
+    """`query_size`, K, once it is a whole number in 1 .. N; None means N. Where `rows` is None, N is not known yet.
+
+    Raises:
+        ValueError: It lies outside.
+        TypeError: It is no whole number.
+    """
+    size = rows if query_size is None else operator.index(query_size)
+    if rows is None and size is not None and size < 1:
+        raise ValueError(f"{who} needs a query_size of 1 or more, got {size}.")
+    if rows is not None and (size is None or not 1 <= size <= rows):
+        raise ValueError(f"{who} needs a query_size in 1 .. {rows}, the number of rows, got {size}.")
+    return size or 0
 
 
 def sliced(arrays: dict[str, Any], start: int, rows: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from baal_hf.arrays import NumpyArray, as_numpy
-from baal_hf.heuristics.base import AbstractHeuristic, Ranks, Seed, descending, whole
+from baal_hf.heuristics.base import AbstractHeuristic, Ranks, Seed, checked_size, descending, whole
 
 
 class BatchHeuristic(AbstractHeuristic):
@@ -27,8 +27,12 @@ class BatchHeuristic(AbstractHeuristic):
         seed: As for every heuristic.
     """
 
+    rows_together = True
+
     def __init__(self, query_size: int | None = None, shuffle_prop: float = 0.0, *, seed: Seed = 0) -> None:
         super().__init__(shuffle_prop, seed=seed)
+        if query_size is not None:
+            checked_size(query_size, None, self.name)
         self.query_size = query_size
 
     @abstractmethod
@@ -46,7 +50,7 @@ class BatchHeuristic(AbstractHeuristic):
             ValueError: The heuristic's own K is not in 1 .. N.
         """
         size = 1 if self.query_size is None else self.query_size
-        return self.pick(predictions, self._checked_size(size, self._rows(predictions, arrays)), **arrays)[1]
+        return self.pick(predictions, checked_size(size, self._rows(predictions, arrays), self.name), **arrays)[1]
 
     def get_uncertainties_generator(self, batches: Iterable[Any], **arrays: Any) -> NumpyArray:
         """Score each row of consecutive batches, which are put together first: rows are chosen together."""
@@ -75,7 +79,7 @@ class BatchHeuristic(AbstractHeuristic):
         size = query_size if query_size is not None else self.query_size
         if size is None:
             raise ValueError(f"{self.name} picks rows together: say how many, query_size=...")
-        size = self._checked_size(size, self._rows(predictions, arrays))
+        size = checked_size(size, self._rows(predictions, arrays), self.name)
         picks, scores = self.pick(predictions, size, **arrays)
         picks, scores = as_numpy(picks).astype(np.int64), as_numpy(scores)
         if self.shuffle_prop:

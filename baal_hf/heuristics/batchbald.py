@@ -8,9 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from baal_hf.arrays import Array, checked_probabilities, entropies, like, scored
-from baal_hf.heuristics.base import Seed
+from baal_hf.arrays import Array, checked_probabilities, like
+from baal_hf.heuristics.base import Seed, checked_size
 from baal_hf.heuristics.batch import BatchHeuristic
+from baal_hf.heuristics.disagreement import bald
+from baal_hf.heuristics.draws import entropies
 from baal_hf.heuristics.greedy import lazy_greedy
 
 NUMBERS_AT_ONCE = 2**20  # probabilities that one step of a search holds, so that they stay in the cache
@@ -28,8 +30,8 @@ def batchbald(
     In words: what the k-th label adds is its BALD score under the posterior of the draws given the labels before it,
     averaged over what those labels may be. These label configurations ŷ are enumerated while there are at most
     `num_draw`; from then on that many are kept by systematic resampling, in proportion to their probability times what
-    is still unknown under them, H(w), with importance weights. The weights w are normalised with each label, hence
-    nothing underflows however many labels there are, and each term is at least 0.
+    was still unknown before their last label, H(w), with importance weights. The weights w are normalised with each
+    label, hence nothing underflows however many labels there are, and each term is at least 0.
 
     The information is at most log T. Once the picks leave nothing to know, or less than 0.001 nats by a sample, the
     other picks are the rows of highest BALD score, and add 0: predict with more iterations for large batches.
@@ -49,15 +51,14 @@ def batchbald(
             is not in 1 .. N; `num_draw` < 1.
         TypeError: `probs` is no array of floating-point numbers.
     """
-    values = checked_probabilities(probs, "BatchBALD", draws=2)  # [N, C, T]
+    values = checked_probabilities(probs, "BatchBALD", draws=2).detach()  # [N, C, T]
     if values.ndim != 3:
         raise ValueError(f"BatchBALD needs one prediction a row [N, C, T], got {list(values.shape)}.")
-    if not 1 <= query_size <= len(values):
-        raise ValueError(f"BatchBALD needs a query_size in 1 .. {len(values)}, the number of rows, got {query_size}.")
+    checked_size(query_size, len(values), "BatchBALD")
     if num_draw < 1:
         raise ValueError(f"BatchBALD needs num_draw >= 1, got {num_draw}.")
     state = _Configurations(values, num_draw, np.random.default_rng(0) if rng is None else rng)
-    picks, gains = lazy_greedy(torch.as_tensor(_bald(probs)), state.gains, state.accept, query_size, block=64)
+    picks, gains = lazy_greedy(torch.as_tensor(bald(probs)), state.gains, state.accept, query_size, block=64)
     return like(probs, picks), like(probs, gains)
 
 
@@ -75,15 +76,17 @@ class BatchBALD(BatchHeuristic):
         self, num_samples: int | None = None, num_draw: int = 2_000, shuffle_prop: float = 0.0, *, seed: Seed = 0
     ) -> None:
         super().__init__(num_samples, shuffle_prop, seed=seed)
+        if num_draw < 1:
+            raise ValueError(f"BatchBALD needs num_draw >= 1, got {num_draw}.")
         self.num_draw = num_draw
 
     def pick(self, predictions: Array, query_size: int, *args: Any, **arrays: Any) -> tuple[Array, Array]:
         """Choose rows together, [N, C, T] to picks [K] and BALD scores [N]."""
-        return batchbald(predictions, query_size, self.num_draw, self.rng)[0], _bald(predictions)
+        return batchbald(predictions, query_size, self.num_draw, self.rng)[0], bald(predictions)
 
     def compute_score(self, predictions: Array, *args: Any, **arrays: Any) -> Array:
         """BALD of each row, what it is worth as the first pick, [N, C, T] to [N]."""
-        return _bald(predictions)
+        return bald(predictions)
 
 
 class _Configurations:
@@ -144,10 +147,3 @@ class _Configurations:
         children, times = torch.unique_consecutive(drawn, return_counts=True)
         due = importance[children] * (self.num_draw / total)  # [M']
         return children, times / due
-
-
-def _bald(probs: Array) -> Array:
-    def score(values: Tensor) -> Tensor:
-        return (entropies(values.mean(-1), 1) - entropies(values, 1).mean(-1)).clamp_(min=0)  # [n]
-
-    return scored(score, probs, "BatchBALD", draws=2)

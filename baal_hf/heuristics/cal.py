@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baal_hf.arrays import Array, as_tensor, like, scored
+from baal_hf.arrays import Array, like
 from baal_hf.heuristics.base import AbstractHeuristic, Seed
 from baal_hf.heuristics.distances import DISTANCES_AT_ONCE, checked_features, distances_to
+from baal_hf.heuristics.draws import mean_probs
 from baal_hf.heuristics.reductions import Reduction
 
 SMALLEST = torch.finfo(torch.float32).tiny
@@ -45,8 +46,8 @@ def cal(
         raise ValueError(f"CAL needs neighbours >= 1, got {neighbours}.")
     values = checked_features(features, "CAL")  # [N, d]
     labelled = checked_features(labelled_features, "CAL", "labelled_features", 1, values.shape[1])  # [L, d]
-    mean = _mean(probs, "predictions", len(values))  # [N, C]
-    labelled_mean = _mean(labelled_predictions, "labelled_predictions", len(labelled)).to(mean)  # [L, C]
+    mean = mean_probs(probs, "CAL", rows=len(values))  # [N, C]
+    labelled_mean = mean_probs(labelled_predictions, "CAL", "labelled_predictions", len(labelled)).to(mean)  # [L, C]
     if labelled_mean.shape[1] != mean.shape[1]:
         shapes = f"{list(labelled_predictions.shape)} for {list(probs.shape)}"
         raise ValueError(f"CAL needs labelled_predictions of the same classes, got {shapes}.")
@@ -59,17 +60,6 @@ def cal(
         cross = (labelled_mean[near].mean(1) * own.clamp(min=SMALLEST).log()).sum(1)  # [n], Σ_c p̄(c|x_i) log p̄(c|x)
         scores.append((negative_entropy[near].mean(1) - cross).clamp(min=0))  # [n]
     return like(probs, torch.cat(scores))
-
-
-def _mean(probs: Array, name: str, rows: int) -> Tensor:
-    """Mean over draws of checked predictions, [N, C, T] to [N, C]."""
-    who = "CAL" if name == "predictions" else f"CAL ({name})"
-    mean = as_tensor(scored(lambda values: values.mean(-1), probs, who), who)  # [N, C]
-    if mean.ndim != 2:
-        raise ValueError(f"{who} needs one prediction a row [N, C, T], got {list(probs.shape)}.")
-    if len(mean) != rows:
-        raise ValueError(f"CAL needs as many {name} as features of the same rows, got {len(mean)} for {rows}.")
-    return mean
 
 
 def _nearest(distances: Tensor, k: int) -> Tensor:
@@ -95,6 +85,8 @@ class CAL(AbstractHeuristic):
         self, shuffle_prop: float = 0.0, reduction: Reduction = "none", *, neighbours: int = 10, seed: Seed = 0
     ) -> None:
         super().__init__(shuffle_prop, reduction, seed=seed)
+        if neighbours < 1:
+            raise ValueError(f"CAL needs neighbours >= 1, got {neighbours}.")
         self.neighbours = neighbours
 
     def compute_score(self, predictions: Any, *args: Any, **arrays: Any) -> Any:

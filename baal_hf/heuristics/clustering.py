@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from baal_hf.arrays import Array, as_numpy, as_tensor, row_names
-from baal_hf.heuristics.base import AbstractHeuristic, Ranks, Seed
+from baal_hf.heuristics.base import AbstractHeuristic, Ranks, Seed, checked_size
 from baal_hf.heuristics.batch import BatchHeuristic
 from baal_hf.heuristics.clusters import clustered
 from baal_hf.heuristics.distances import DISTANCES_AT_ONCE, checked_features, distances_to
@@ -48,8 +48,7 @@ def kmeans(
         TypeError: An array is none of floating-point numbers.
     """
     values = checked_features(features, "KMeans")  # [N, d]
-    if not 1 <= query_size <= len(values):
-        raise ValueError(f"KMeans needs a query_size in 1 .. {len(values)}, the number of rows, got {query_size}.")
+    checked_size(query_size, len(values), "KMeans")
     worth = _checked_weights(weights, values)  # [N]
     values = values.double() - values.double().mean(0)
     clusters, squares = clustered(values, query_size, rng, worth)
@@ -92,8 +91,7 @@ def typiclust(
     values = checked_features(features, "TypiClust")  # [N, d]
     labelled = checked_features(labelled_features, "TypiClust", "labelled_features", 0, values.shape[1])  # [L, d]
     N = len(values)
-    if not 1 <= query_size <= N:
-        raise ValueError(f"TypiClust needs a query_size in 1 .. {N}, the number of rows, got {query_size}.")
+    checked_size(query_size, N, "TypiClust")
     if max_clusters < 1:
         raise ValueError(f"TypiClust needs max_clusters >= 1, got {max_clusters}.")
     points = torch.cat([values.double(), labelled.to(values.device).double()])  # [N + L, d]
@@ -221,6 +219,8 @@ class TypiClust(BatchHeuristic):
         self, query_size: int | None = None, shuffle_prop: float = 0.0, *, max_clusters: int = 500, seed: Seed = 0
     ) -> None:
         super().__init__(query_size, shuffle_prop, seed=seed)
+        if max_clusters < 1:
+            raise ValueError(f"TypiClust needs max_clusters >= 1, got {max_clusters}.")
         self.max_clusters = max_clusters
 
     def pick(self, predictions: Any, query_size: int, *args: Any, **arrays: Any) -> tuple[Array, Array]:

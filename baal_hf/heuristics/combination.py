@@ -11,7 +11,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from baal_hf.arrays import NumpyArray
-from baal_hf.heuristics.base import AbstractHeuristic, Seed, finite, sliced
+from baal_hf.heuristics.base import AbstractHeuristic, Seed, finite, in_batch, sliced, whole
 from baal_hf.heuristics.reductions import Reduction
 
 Scores = npt.NDArray[np.float64]
@@ -44,7 +44,7 @@ NORMALISATIONS: dict[str, Callable[[Scores], Scores]] = {
 
 
 class CombineHeuristics(AbstractHeuristic):
-    """The weighted sum of several heuristics' scores.
+    """Several heuristics' scores, weighted and put together.
 
     All look at the same predictions, or each at its own output of a model: then predictions are a list or tuple of
     arrays, one for each heuristic, as in Baal; batches come in a generator, which may yield such lists. `Precomputed()`
@@ -53,8 +53,9 @@ class CombineHeuristics(AbstractHeuristic):
     Args:
         heuristics: What to combine.
         weights: One number for each; None means 1 each. A negative one prefers rows that its heuristic does not.
-        reduction: Positions to one score a row, for heuristics that do not reduce them by themselves.
-        normalisation: What is done to each heuristic's scores [N] before they are summed: 'none'; 'rank', their ranks
+        reduction: Weighted scores of the heuristics [N, H] to one [N]: 'mean', 'sum', 'max', 'min', or a function.
+            Positions are reduced before, by each heuristic's own reduction.
+        normalisation: What is done to each heuristic's scores [N] before they are weighted: 'none'; 'rank', their ranks
             in (0, 1); 'quantile', the normal quantiles of their ranks, in which the ends weigh more.
         shuffle_prop: As for every heuristic.
         seed: As for every heuristic.
@@ -69,32 +70,33 @@ class CombineHeuristics(AbstractHeuristic):
         heuristics: Sequence[AbstractHeuristic],
         weights: Sequence[float] | None = None,
         reduction: Reduction = "mean",
-        normalisation: str = "none",
         shuffle_prop: float = 0.0,
         *,
+        normalisation: str = "none",
         seed: Seed = 0,
     ) -> None:
         super().__init__(shuffle_prop, reduction, seed=seed)
         self.heuristics = list(heuristics)
-        self.weights = [1.0] * len(self.heuristics) if weights is None else [float(weight) for weight in weights]
+        self.weights = np.asarray([1.0] * len(self.heuristics) if weights is None else weights, dtype=np.float64)
         if not self.heuristics:
             raise ValueError("CombineHeuristics needs at least one heuristic, got none.")
         for heuristic in self.heuristics:
             if not isinstance(heuristic, AbstractHeuristic):
                 raise TypeError(f"CombineHeuristics needs heuristics, got {type(heuristic).__name__}.")
-        if len(self.weights) != len(self.heuristics):
-            came = f"{len(self.weights)} for {len(self.heuristics)} heuristics"
+        if self.weights.shape != (len(self.heuristics),):
+            came = f"{self.weights.size} for {len(self.heuristics)} heuristics"
             raise ValueError(f"CombineHeuristics needs a weight for each heuristic, got {came}.")
         if not np.isfinite(self.weights).all():
-            raise ValueError(f"CombineHeuristics needs finite weights, got {self.weights}.")
+            raise ValueError(f"CombineHeuristics needs finite weights, got {self.weights.tolist()}.")
         if normalisation not in NORMALISATIONS:
             known = ", ".join(NORMALISATIONS)
             raise ValueError(f"CombineHeuristics needs a normalisation out of {known}, got {normalisation!r}.")
         self.normalisation = normalisation
+        self.rows_together = normalisation != "none" or any(each.rows_together for each in self.heuristics)
         self.needs = list(dict.fromkeys(name for heuristic in self.heuristics for name in heuristic.needs))
 
     def compute_score(self, predictions: Any, *args: Any, **arrays: Any) -> NumpyArray:
-        """The weighted sum of the heuristics' scores, [N]."""
+        """The heuristics' scores put together, [N]."""
         return self._combined(self._scores(predictions, arrays))
 
     def get_uncertainties(self, predictions: Any = None, **arrays: Any) -> NumpyArray:
@@ -105,18 +107,32 @@ class CombineHeuristics(AbstractHeuristic):
         return self.compute_score(predictions, **arrays)
 
     def get_uncertainties_generator(self, batches: Iterable[Any], **arrays: Any) -> NumpyArray:
-        """Score each row of consecutive batches; normalised among all rows."""
+        """Score each row of consecutive batches; normalised among all rows.
+
+        Batches are put together first where one of the heuristics needs that.
+        """
         self._check_names(arrays)
+        if any(heuristic.rows_together for heuristic in self.heuristics):
+            return self.get_uncertainties(self._whole(list(batches)), **arrays)
         parts: list[list[Scores]] = []
         start = 0
         for batch in batches:
             rows = len(batch[0] if isinstance(batch, list | tuple) else batch)
-            parts.append(self._scores(batch, sliced(arrays, start, rows)))
+            try:
+                parts.append(self._scores(batch, sliced(arrays, start, rows)))
+            except ValueError as error:
+                raise in_batch(len(parts), start, error) from error
             start += rows
         if not parts:
             raise ValueError("CombineHeuristics needs at least one batch of predictions, got none. Is the pool empty?")
         self._check_lengths(start, arrays)
         return self._combined([np.concatenate(scores) for scores in zip(*parts, strict=True)])
+
+    def _whole(self, batches: list[Any]) -> Any:
+        """All rows of each output, where a batch is a list with one for each heuristic."""
+        if not batches or not isinstance(batches[0], list | tuple):
+            return whole(batches, self.name)
+        return [whole(output, self.name) for output in zip(*batches, strict=True)]
 
     def _scores(self, predictions: Any, arrays: dict[str, Any]) -> list[Scores]:
         """Each heuristic's scores, [N] each."""
@@ -129,7 +145,7 @@ class CombineHeuristics(AbstractHeuristic):
         for heuristic, output in zip(self.heuristics, outputs, strict=True):
             wanted = {name: array for name, array in arrays.items() if name in heuristic.needs}
             own = heuristic.get_uncertainties(output, **wanted)  # [N, *S]
-            scores.append(finite(own if own.ndim == 1 else self._reduced(own), heuristic.name))  # [N]
+            scores.append(finite(own, heuristic.name))  # [N]
         if len({len(own) for own in scores}) > 1:
             lengths = ", ".join(f"{len(own)} of {one.name}" for own, one in zip(scores, self.heuristics, strict=True))
             raise ValueError(f"CombineHeuristics needs scores of the same rows, got {lengths}.")
@@ -137,12 +153,18 @@ class CombineHeuristics(AbstractHeuristic):
 
     def _combined(self, scores: list[Scores]) -> NumpyArray:
         normalise = NORMALISATIONS[self.normalisation]
-        return np.asarray(sum(weight * normalise(own) for weight, own in zip(self.weights, scores, strict=True)))
+        return np.asarray(self._reduced(self.weights * np.stack([normalise(own) for own in scores], axis=1)))  # [N]
 
 
 class Precomputed(AbstractHeuristic):
     """Scores that are there already: predictions are scores [N], or of positions [N, *S]; a higher one comes first."""
 
     def compute_score(self, predictions: Any, *args: Any, **arrays: Any) -> Any:
-        """The scores that were given, [N, *S]."""
+        """The scores that were given, [N, *S].
+
+        Raises:
+            TypeError: They are no array.
+        """
+        if not isinstance(predictions, np.ndarray | Tensor):
+            raise TypeError(f"Precomputed needs scores as array or tensor, got {type(predictions).__name__}.")
         return predictions

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from baal_hf.arrays import Array, like
+from baal_hf.heuristics.base import checked_size
 from baal_hf.heuristics.batch import BatchHeuristic
 from baal_hf.heuristics.distances import DISTANCES_AT_ONCE, checked_features, distances_to
 
@@ -34,8 +35,7 @@ def coreset(features: Array, labelled_features: Array, query_size: int) -> tuple
     """
     values = checked_features(features, "CoreSet")  # [N, d]
     labelled = checked_features(labelled_features, "CoreSet", "labelled_features", 0, values.shape[1])  # [L, d]
-    if not 1 <= query_size <= len(values):
-        raise ValueError(f"CoreSet needs a query_size in 1 .. {len(values)}, the number of rows, got {query_size}.")
+    checked_size(query_size, len(values), "CoreSet")
     distances = distances_to(values)
     nearest = torch.full((len(values),), torch.inf, device=values.device)  # [N]
     if len(labelled):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from baal_hf.arrays import Array, entropies, scored, vote_shares
+from baal_hf.arrays import Array, scored
 from baal_hf.heuristics.base import FunctionHeuristic
+from baal_hf.heuristics.draws import entropies, vote_shares
 
 SMALLEST = 1e-10
 """What a smaller probability counts as where a logarithm of it would be infinite; the same in every precision."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from baal_hf.arrays import Array, NumpyArray, checked_probabilities, entropies, scored
+from baal_hf.arrays import Array, NumpyArray, as_tensor, checked_probabilities, scored
 from baal_hf.heuristics.base import FunctionHeuristic
+from baal_hf.heuristics.draws import entropies
 
 NUMBERS_AT_ONCE = 2**20  # joint probabilities that one step holds, so that they stay in the cache
 
@@ -31,6 +32,7 @@ def epig(probs: Array, target_predictions: NumpyArray | Tensor) -> Array:
         TypeError: Either is no array of floating-point numbers.
     """
     targets = checked_probabilities(target_predictions, "EPIG's target set", draws=2)  # [N*, C*, T]
+    as_tensor(probs, "EPIG")
     for name, array in (("predictions", probs), ("targets", targets)):
         if array.ndim != 3:
             raise ValueError(f"EPIG needs one prediction a row, {name} [N, C, T], got {list(array.shape)}.")

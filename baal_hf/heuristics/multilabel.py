@@ -231,6 +231,7 @@ class CVIRS(FunctionHeuristic):
     """
 
     needs = ("predictions", "labelled_labels")
+    rows_together = True
     score = staticmethod(cvirs)
 
     def get_uncertainties_generator(self, batches: Iterable[Any], **arrays: Any) -> NumpyArray:

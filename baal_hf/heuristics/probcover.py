@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from baal_hf.arrays import Array, like
-from baal_hf.heuristics.base import Seed
+from baal_hf.heuristics.base import Seed, checked_size
 from baal_hf.heuristics.batch import BatchHeuristic
 from baal_hf.heuristics.clusters import clustered
 from baal_hf.heuristics.distances import DISTANCES_AT_ONCE, checked_features, distances_to
@@ -43,8 +43,7 @@ def probcover(features: Array, labelled_features: Array, query_size: int, delta:
     """
     values = checked_features(features, "ProbCover")  # [N, d]
     labelled = checked_features(labelled_features, "ProbCover", "labelled_features", 0, values.shape[1])  # [L, d]
-    if not 1 <= query_size <= len(values):
-        raise ValueError(f"ProbCover needs a query_size in 1 .. {len(values)}, the number of rows, got {query_size}.")
+    checked_size(query_size, len(values), "ProbCover")
     if not 0 <= delta < math.inf:
         raise ValueError(f"ProbCover needs a finite delta >= 0, got {delta}. pure_radius estimates one.")
     cover = _Cover(values, labelled, delta)
@@ -160,6 +159,10 @@ class ProbCover(BatchHeuristic):
         seed: Seed = 0,
     ) -> None:
         super().__init__(query_size, shuffle_prop, seed=seed)
+        if delta is None and classes is None:
+            raise ValueError("ProbCover needs delta, or classes to estimate it, got neither. Say classes=...")
+        if delta is not None and not 0 <= delta < math.inf:
+            raise ValueError(f"ProbCover needs a finite delta >= 0, got {delta}. pure_radius estimates one.")
         self.delta = delta
         self.classes = classes
 
@@ -176,7 +179,7 @@ class ProbCover(BatchHeuristic):
         if self.delta is not None:
             return self.delta
         if self.classes is None:
-            raise ValueError("ProbCover needs delta, or classes to estimate it, got neither. Say classes=...")
+            raise RuntimeError("ProbCover has lost both delta and classes.")
         pool = checked_features(features, "ProbCover")  # [N, d]
         labelled = checked_features(labelled_features, "ProbCover", "labelled_features", 0, pool.shape[1])  # [L, d]
         return pure_radius(torch.cat([pool, labelled.to(pool)]), self.classes, self.rng)

@@ -37,7 +37,9 @@ def reduced(scores: Array, reduction: Reduction, mask: NumpyArray | Tensor | Non
         tensor([2.])
     """
     if isinstance(reduction, str) and reduction not in REDUCTIONS:
-        raise ValueError(f"A reduction is one of {', '.join(REDUCTIONS)} or a function, got {reduction!r}.")
+        raise ValueError(
+            f"A reduction is one of {', '.join(REDUCTIONS)}, top_k(k), quantile(q) or a function, got {reduction!r}."
+        )
     values = as_tensor(scores, "A reduction")  # [N, *S]
     if mask is not None:
         seen = checked_mask(mask, values.shape, "A reduction").to(values.device)  # [N, *S]

@@ -6,14 +6,13 @@ asks the same of rows with several annotators' labels and of unlabelled rows, on
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from baal_hf.arrays import Array, as_tensor, like, row_names, scored
+from baal_hf.arrays import Array, like, row_names, scored
 from baal_hf.heuristics.base import FunctionHeuristic
+from baal_hf.heuristics.draws import mean_probs
 from baal_hf.heuristics.labels import Labels, checked_labels
 
 
@@ -38,7 +37,7 @@ def self_confidence(probs: Array, labels: Labels) -> Array:
         >>> self_confidence(torch.tensor([[[0.75], [0.25]]]), [1])
         tensor([0.7500])
     """
-    mean = _mean(probs, "SelfConfidence")  # [N, C]
+    mean = mean_probs(probs, "SelfConfidence")  # [N, C]
     return like(probs, (1 - _of_label(mean, labels, "SelfConfidence")).clamp_(min=0))
 
 
@@ -62,39 +61,10 @@ def normalized_margin(probs: Array, labels: Labels) -> Array:
         >>> normalized_margin(torch.tensor([[[0.75], [0.25]]]), [1])
         tensor([0.7500])
     """
-    mean = _mean(probs, "NormalizedMargin")  # [N, C]
+    mean = mean_probs(probs, "NormalizedMargin")  # [N, C]
     given = _single(labels, mean, "NormalizedMargin")  # [N, 1]
     other = mean.scatter(1, given, -1).amax(1)  # [N]
     return like(probs, ((1 - (mean.gather(1, given)[:, 0] - other)) / 2).clamp_(0, 1))
-
-
-def log_margin(probs: Array, labels: Labels) -> Array:
-    """Log odds in nats of the best other class against the label, averaged over the draws.
-
-    s(x, y) = max_{c≠y} E_t[log p_t(c|x) - log p_t(y|x)]    (after Pleiss et al., 2020, arXiv:2001.10528, whose area
-    under the margin averages over the epochs of a training what is averaged over draws here)
-
-    A probability of 0 counts as the smallest positive one.
-
-    Args:
-        probs: Class probabilities under T posterior draws that did not learn from `labels`, [N, C, T].
-        labels: The class of each row as a whole number, [N].
-
-    Returns:
-        Scores, [N]; higher is more likely wrong, above 0 where the draws take another class for more probable.
-
-    Raises:
-        ValueError: As `self_confidence`.
-        TypeError: As `self_confidence`.
-    """
-
-    def mean_log(values: Tensor) -> Tensor:
-        return values.clamp(min=torch.finfo(values.dtype).tiny).log_().mean(-1)  # [n, C]
-
-    logs = _rows(probs, "LogMargin", mean_log)  # [N, C]
-    given = _single(labels, logs, "LogMargin")  # [N, 1]
-    other = logs.scatter(1, given, -torch.inf).amax(1)  # [N]
-    return like(probs, other - logs.gather(1, given)[:, 0])
 
 
 def confidence_weighted_entropy(probs: Array, labels: Labels) -> Array:
@@ -116,7 +86,7 @@ def confidence_weighted_entropy(probs: Array, labels: Labels) -> Array:
         ValueError: As `self_confidence`.
         TypeError: As `self_confidence`.
     """
-    mean = _mean(probs, "ConfidenceWeightedEntropy")  # [N, C]
+    mean = mean_probs(probs, "ConfidenceWeightedEntropy")  # [N, C]
     confidence = _of_label(mean, labels, "ConfidenceWeightedEntropy")  # [N]
     tiny = torch.finfo(mean.dtype).tiny
     doubt = -torch.xlogy(mean, mean).sum(1) / np.log(mean.shape[1])  # [N], the entropy in units of its maximum
@@ -146,7 +116,7 @@ def active_label_cleaning(probs: Array, labels: Labels) -> Array:
         TypeError: As `self_confidence`.
     """
     who = "ActiveLabelCleaning"
-    mean = _mean(probs, who)  # [N, C]
+    mean = mean_probs(probs, who)  # [N, C]
     given = checked_labels(labels, who, len(mean), mean.shape[1], mean.device)  # [N, A]
     empty = (given < 0).all(1)  # [N]
     if empty.any():
@@ -157,7 +127,7 @@ def active_label_cleaning(probs: Array, labels: Labels) -> Array:
     return like(probs, ((mean - share) * mean.clamp(min=torch.finfo(mean.dtype).tiny).log()).sum(1))
 
 
-def adjusted(probs: Array, labels: Labels) -> Array:
+def adjusted_probs(probs: Array, labels: Labels) -> Array:
     """Probabilities as they would be were the model equally sure of all classes; any score of this file takes them.
 
     p̃_t(c|x) = (p_t(c|x) + δ_c) / (1 + Σ_k δ_k), δ_c = max_k θ_k - θ_c, θ_c = E[p̄(c|x) | y = c]    (Northcutt et al.,
@@ -176,8 +146,8 @@ def adjusted(probs: Array, labels: Labels) -> Array:
         ValueError: As `self_confidence`.
         TypeError: As `self_confidence`.
     """
-    mean = _mean(probs, "adjusted")  # [N, C]
-    given = _single(labels, mean, "adjusted")  # [N, 1]
+    mean = mean_probs(probs, "adjusted_probs")  # [N, C]
+    given = _single(labels, mean, "adjusted_probs")  # [N, 1]
     chosen = torch.zeros_like(mean).scatter_(1, given, 1)  # [N, C]
     counts = chosen.sum(0)  # [C]
     threshold = torch.where(counts > 0, (chosen * mean).sum(0) / counts.clamp(min=1), 2)  # [C]
@@ -187,21 +157,7 @@ def adjusted(probs: Array, labels: Labels) -> Array:
         raised = values + shift  # [n, C, T]
         return raised / raised.sum(1, keepdim=True)
 
-    return scored(shifted, probs, "adjusted")
-
-
-def _rows(probs: Array, who: str, over_draws: Callable[[Tensor], Tensor]) -> Tensor:
-    """Checked probabilities, put together over draws, [N, C, T] to [N, C]."""
-    table = as_tensor(scored(over_draws, probs, who), who)  # [N, C]
-    if table.ndim != 2:
-        advice = "Score tokens or pixels as rows of their own."
-        raise ValueError(f"{who} needs one prediction a row [N, C, T], got {list(probs.shape)}. {advice}")
-    return table
-
-
-def _mean(probs: Array, who: str) -> Tensor:
-    """Checked probabilities' mean over draws, [N, C, T] to [N, C]."""
-    return _rows(probs, who, lambda values: values.mean(-1))
+    return scored(shifted, probs, "adjusted_probs")
 
 
 def _single(labels: Labels, mean: Tensor, who: str) -> Tensor:
@@ -233,13 +189,6 @@ class NormalizedMargin(FunctionHeuristic):
 
     needs = ("predictions", "labels")
     score = staticmethod(normalized_margin)
-
-
-class LogMargin(FunctionHeuristic):
-    """Log odds of the best other class against the label, `log_margin`, as a heuristic."""
-
-    needs = ("predictions", "labels")
-    score = staticmethod(log_margin)
 
 
 class ConfidenceWeightedEntropy(FunctionHeuristic):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from baal_hf.arrays import NumpyArray, row_names
-from baal_hf.heuristics.base import AbstractHeuristic, Ranks, Seed, descending, finite
+from baal_hf.heuristics.base import AbstractHeuristic, Ranks, Seed, checked_size, descending, finite
 from baal_hf.heuristics.disagreement import BALD
 from baal_hf.heuristics.reductions import Reduction
 from baal_hf.heuristics.uncertainty import Entropy
@@ -45,11 +46,16 @@ class StochasticHeuristic(AbstractHeuristic):
         super().__init__(seed=seed)
         if not isinstance(base_heuristic, AbstractHeuristic):
             raise TypeError(f"{self.name} needs a heuristic to sample by, got {type(base_heuristic).__name__}.")
+        if not isinstance(temperature, int | float | np.number):
+            raise TypeError(f"{self.name} needs a number as temperature, got {type(temperature).__name__}.")
         if not (np.isfinite(temperature) and temperature > 0):
             advice = f"For the ranking without noise use {base_heuristic.name} itself."
             raise ValueError(f"{self.name} needs a finite temperature above 0, got {temperature}. {advice}")
         self.base_heuristic = base_heuristic
         self.needs = base_heuristic.needs
+        self.rows_together = base_heuristic.rows_together
+        if query_size is not None:
+            checked_size(query_size, None, self.name)
         self.query_size = query_size
         self.temperature = float(temperature)
 
@@ -64,6 +70,10 @@ class StochasticHeuristic(AbstractHeuristic):
     def get_uncertainties(self, predictions: Any = None, **arrays: Any) -> NumpyArray:
         """Score each row as the heuristic underneath does."""
         return self.base_heuristic.get_uncertainties(predictions, **arrays)
+
+    def get_uncertainties_generator(self, batches: Iterable[Any], **arrays: Any) -> NumpyArray:
+        """Score each row of consecutive batches as the heuristic underneath does."""
+        return self.base_heuristic.get_uncertainties_generator(batches, **arrays)
 
     def get_ranks(
         self, predictions: Any = None, query_size: int | None = None, **arrays: Any

@@ -2,8 +2,9 @@
 
 from torch import Tensor
 
-from baal_hf.arrays import Array, checked_draws, entropies, scored, vote_shares
+from baal_hf.arrays import Array, checked_draws, scored
 from baal_hf.heuristics.base import FunctionHeuristic, Seed
+from baal_hf.heuristics.draws import entropies, vote_shares
 from baal_hf.heuristics.reductions import Reduction
 
 

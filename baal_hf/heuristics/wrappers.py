@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from baal_hf.arrays import NumpyArray, as_numpy, as_tensor, checked_probabilities
+from baal_hf.arrays import NumpyArray, as_numpy, checked_probabilities
 from baal_hf.heuristics.base import AbstractHeuristic, Ranks, Seed
 from baal_hf.heuristics.batch import BatchHeuristic
+from baal_hf.heuristics.distances import checked_features
 
 
 def balanced(ranks: Ranks, classes: NumpyArray, counts: NumpyArray, query_size: int) -> Ranks:
@@ -132,11 +133,15 @@ class ClassBalanced(WrappedHeuristic):
             raise ValueError(f"ClassBalanced needs one prediction a row [N, C, T], got {list(probs.shape)}.")
         C = probs.shape[1]
         labels = np.asarray(as_numpy(labelled_labels) if isinstance(labelled_labels, Tensor) else labelled_labels)
-        if labels.size and not (labels.dtype.kind in "iu" and labels.min() >= 0 and labels.max() < C):
-            raise ValueError(f"ClassBalanced needs labels of labelled rows in 0 .. {C - 1}, got {labels[:5].tolist()}.")
+        if labels.size and not (
+            labels.dtype.kind in "iu" and labels.ndim == 1 and 0 <= labels.min() <= labels.max() < C
+        ):
+            raise ValueError(
+                f"ClassBalanced needs labels of labelled rows [L] in 0 .. {C - 1}, got {labels[:5].tolist()}."
+            )
         counts = np.bincount(labels.astype(np.int64).ravel(), minlength=C)  # [C]
         classes = as_numpy(probs.mean(-1).argmax(1))  # [N]
-        ranks, scores = self.base_ranks(predictions, None, {**arrays, "labelled_labels": labelled_labels})
+        ranks, scores = self.base_ranks(predictions, len(probs), {**arrays, "labelled_labels": labelled_labels})
         return balanced(ranks, classes, counts, query_size), scores
 
 
@@ -175,7 +180,7 @@ class WithoutDuplicates(WrappedHeuristic):
         self, predictions: Any, query_size: int, *args: Any, features: Any = None, **arrays: Any
     ) -> tuple[Ranks, NumpyArray]:
         """Choose rows, features [N, d] to picks [K] and scores [N]."""
-        values = as_tensor(features, self.name)  # [N, d]
+        values = checked_features(features, self.name)  # [N, d]
         size = min(len(values), 4 * query_size)
         while True:
             ranks, scores = self.base_ranks(predictions, size, {**arrays, "features": features})

@@ -47,11 +47,10 @@ from baal_hf.heuristics import (
     SelfConfidence,
     active_label_cleaning,
     activelab,
-    adjusted,
+    adjusted_probs,
     bald,
     confidence_weighted_entropy,
     entropy,
-    log_margin,
     normalized_margin,
     self_confidence,
 )
@@ -89,10 +88,9 @@ def score_of(heuristic: AbstractHeuristic) -> Score:
 
 OURS: dict[str, Score] = {
     "SelfConfidence": self_confidence,
-    "SelfConfidence, adjusted": lambda probs, labels: self_confidence(adjusted(probs, labels), labels),
+    "SelfConfidence, adjusted": lambda probs, labels: self_confidence(adjusted_probs(probs, labels), labels),
     "NormalizedMargin": normalized_margin,
-    "NormalizedMargin, adjusted": lambda probs, labels: normalized_margin(adjusted(probs, labels), labels),
-    "LogMargin": log_margin,
+    "NormalizedMargin, adjusted": lambda probs, labels: normalized_margin(adjusted_probs(probs, labels), labels),
     "ConfidenceWeightedEntropy": confidence_weighted_entropy,
     "ActiveLabelCleaning": active_label_cleaning,
     "ActiveLab": activelab,

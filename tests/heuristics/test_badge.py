@@ -183,7 +183,11 @@ def test_heuristic() -> None:
     [
         ({"query_size": 5}, ValueError, r"BADGE needs a query_size in 1 \.\. 4, the number of rows, got 5"),
         ({"query_size": 0}, ValueError, r"query_size in 1 \.\. 4"),
-        ({"features": np.zeros((3, 2))}, ValueError, "got 3 for 4 predictions"),
+        (
+            {"features": np.zeros((3, 2))},
+            ValueError,
+            "BADGE needs as many predictions as features .* 4 for 3",
+        ),
         ({"features": np.zeros((4, 2, 2))}, ValueError, r"BADGE needs features \[N, d\], got \[4, 2, 2\]"),
         ({"features": np.zeros((4, 0))}, ValueError, r"BADGE needs features \[N, d\], got \[4, 0\]"),
         ({"features": np.array([[0.0], [1], [np.nan], [np.inf]])}, ValueError, "got NaN or infinity in rows 2, 3"),

@@ -444,6 +444,10 @@ def test_picks_out_of_range(size: int) -> None:
     message = rf"Spread needs a query_size in 1 \.\. 7, the number of rows, got {size}\."
     with pytest.raises(ValueError, match=message):
         Spread()(PROBS, size)
+    if size < 1:
+        with pytest.raises(ValueError, match=f"Spread needs a query_size of 1 or more, got {size}"):
+            Spread(size)
+        return
     with pytest.raises(ValueError, match=message):
         Spread(size)([PROBS[:3], PROBS[3:]])
     with pytest.raises(ValueError, match=message):

@@ -175,7 +175,7 @@ def test_kinds_of_arrays() -> None:
         (random_probs(5, 3, 4, 0), 0, r"BatchBALD needs a query_size in 1 \.\. 5, the number of rows, got 0"),
         (random_probs(5, 3, 1, 0), 2, r"BatchBALD needs 2 posterior draws or more, got \[5, 3, 1\]"),
         (np.full((2, 3, 4, 5), 1 / 3), 1, r"BatchBALD needs one prediction a row \[N, C, T\], got \[2, 3, 4, 5\]"),
-        (2 * random_probs(5, 3, 4, 0), 2, r"sums of 1 over classes, got 2 in rows 0, 1, 2, 3, 4"),
+        (2 * random_probs(5, 3, 4, 0), 2, r"sums of 1 over classes, got 2 in row 0 and others in rows 1, 2"),
     ],
 )
 def test_bad_input(probs: np.ndarray, query_size: int, message: str) -> None:
@@ -183,10 +183,20 @@ def test_bad_input(probs: np.ndarray, query_size: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         batchbald(probs, query_size)
     with pytest.raises(ValueError, match=message):
-        BatchBALD(query_size)(probs)
+        BatchBALD()(probs, query_size)
 
 
 def test_num_draw() -> None:
     """Without configurations there is nothing to average over."""
     with pytest.raises(ValueError, match="BatchBALD needs num_draw >= 1, got 0"):
         batchbald(random_probs(5, 3, 4, 0), 2, num_draw=0)
+    with pytest.raises(ValueError, match="BatchBALD needs num_draw >= 1, got 0"):
+        BatchBALD(2, 0)
+    with pytest.raises(ValueError, match="BatchBALD needs a query_size of 1 or more, got -1"):
+        BatchBALD(-1)
+
+
+def test_gradients_do_not_get_in_the_way() -> None:
+    """Predictions that still carry a graph are ranked without one, and without a warning."""
+    probs = torch.from_numpy(random_probs(9, 3, 4, 0)).requires_grad_()
+    assert not batchbald(probs, 3)[1].requires_grad

@@ -121,6 +121,12 @@ def test_what_is_missing_is_named(name: str) -> None:
         heuristic(predictions, 5, **arrays, something=1)
 
 
+def test_arguments_by_place() -> None:
+    """As in Baal, `shuffle_prop` and `reduction` may follow the name."""
+    heuristic = get_heuristic("bald", 0.1, "mean")
+    assert (heuristic.shuffle_prop, heuristic.reduction) == (0.1, "mean")
+
+
 def test_every_array_is_needed_by_some() -> None:
     """The arrays that have a name are those that heuristics need."""
     assert set(ARRAYS) == {need for name in available_heuristics() for need in made(name).needs}

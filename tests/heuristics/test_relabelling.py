@@ -15,13 +15,11 @@ from baal_hf.heuristics.base import AbstractHeuristic
 from baal_hf.heuristics.relabelling import (
     ActiveLabelCleaning,
     ConfidenceWeightedEntropy,
-    LogMargin,
     NormalizedMargin,
     SelfConfidence,
     active_label_cleaning,
-    adjusted,
+    adjusted_probs,
     confidence_weighted_entropy,
-    log_margin,
     normalized_margin,
     self_confidence,
 )
@@ -39,12 +37,6 @@ def plain_normalized_margin(draws: list[list[float]], label: int) -> float:
     """From 0 to 1, how far another class leads."""
     mean = mean_probs(draws)
     return (1 - mean[label] + max(p for c, p in enumerate(mean) if c != label)) / 2
-
-
-def plain_log_margin(draws: list[list[float]], label: int) -> float:
-    """The best other class's mean log odds."""
-    logs = [fmean(math.log(max(p, TINY)) for p in row) for row in draws]
-    return max(log for c, log in enumerate(logs) if c != label) - logs[label]
 
 
 def plain_confidence_weighted_entropy(draws: list[list[float]], label: int) -> float:
@@ -65,7 +57,6 @@ def plain_active_label_cleaning(draws: list[list[float]], label: int) -> float:
 SCORES: dict[type[AbstractHeuristic], tuple[Callable, Callable]] = {
     SelfConfidence: (self_confidence, plain_self_confidence),
     NormalizedMargin: (normalized_margin, plain_normalized_margin),
-    LogMargin: (log_margin, plain_log_margin),
     ConfidenceWeightedEntropy: (confidence_weighted_entropy, plain_confidence_weighted_entropy),
     ActiveLabelCleaning: (active_label_cleaning, plain_active_label_cleaning),
 }
@@ -123,13 +114,13 @@ def test_adjusted_equal_to_cleanlab(method: str, N: int, C: int, T: int, seed: i
     values = dirichlet(N, C, T, seed)
     labels = labels_of(values, seed)
     quality = get_label_quality_scores(labels, values.mean(-1), method=method, adjust_pred_probs=True)
-    np.testing.assert_allclose(CLEANLAB[method](adjusted(values, labels), labels), 1 - quality, atol=1e-9)
+    np.testing.assert_allclose(CLEANLAB[method](adjusted_probs(values, labels), labels), 1 - quality, atol=1e-9)
 
 
 def test_adjusted_by_hand() -> None:
     """Thresholds 0.8 and 0.4 raise the second class by 0.4, and all is divided by 1.4."""
     values = np.array([[0.8, 0.2], [0.6, 0.4]])[..., None]  # [N, C, T]
-    np.testing.assert_allclose(adjusted(values, [0, 1])[..., 0], np.array([[0.8, 0.6], [0.6, 0.8]]) / 1.4)
+    np.testing.assert_allclose(adjusted_probs(values, [0, 1])[..., 0], np.array([[0.8, 0.6], [0.6, 0.8]]) / 1.4)
 
 
 @few
@@ -137,10 +128,10 @@ def test_adjusted_by_hand() -> None:
 def test_adjusted_draws_are_probabilities(values: np.ndarray, seed: int) -> None:
     """Each draw is adjusted to probabilities, and their mean is the adjusted mean."""
     labels = labels_of(values, seed)
-    result = adjusted(values, labels)
+    result = adjusted_probs(values, labels)
     assert result.shape == values.shape and (result >= 0).all()
     np.testing.assert_allclose(result.sum(1), 1)
-    mean = adjusted(values.mean(-1, keepdims=True), labels)
+    mean = adjusted_probs(values.mean(-1, keepdims=True), labels)
     np.testing.assert_allclose(result.mean(-1, keepdims=True), mean, atol=1e-12)
 
 
@@ -179,7 +170,7 @@ def test_noise_is_not_ambiguity() -> None:
 def test_range(score, values: np.ndarray, seed: int) -> None:
     """Scores are finite, one a row, and within the docstring's range."""
     scores = score(values, labels_of(values, seed))
-    low, high = {log_margin: (-800, 800), active_label_cleaning: (-math.log(values.shape[1]), 800)}.get(score, (0, 1))
+    low, high = {active_label_cleaning: (-math.log(values.shape[1]), 800)}.get(score, (0, 1))
     assert scores.shape == values.shape[:1] and np.isfinite(scores).all()
     assert (scores >= low - 1e-12).all() and (scores <= high).all()
 
@@ -189,7 +180,7 @@ def test_range(score, values: np.ndarray, seed: int) -> None:
 @given(values=probs(positions=0), seed=st.integers(0, 99))
 def test_label_of_the_best_class_is_trusted_most(score, values: np.ndarray, seed: int) -> None:
     """No label of a row scores below that of the class that the draws take for most probable."""
-    best = np.log(np.maximum(values, TINY)).mean(-1).argmax(1) if score is log_margin else values.mean(-1).argmax(1)
+    best = values.mean(-1).argmax(1)
     assert (score(values, best) <= score(values, labels_of(values, seed)) + 1e-9).all()
 
 
@@ -255,7 +246,7 @@ def test_input_is_left_alone(score) -> None:
     labels = labels_of(values, seed=0)
     before = values.copy(), labels.copy()
     score(values, labels)
-    adjusted(values, labels)
+    adjusted_probs(values, labels)
     np.testing.assert_array_equal(values, before[0])
     np.testing.assert_array_equal(labels, before[1])
 
@@ -301,7 +292,7 @@ def test_bad_labels(score, labels, kind: type[Exception], message: str) -> None:
         score(values, labels)
 
 
-@pytest.mark.parametrize("score", [*CLEANLAB.values(), log_margin, adjusted], ids=lambda score: score.__name__)
+@pytest.mark.parametrize("score", [*CLEANLAB.values(), adjusted_probs], ids=lambda score: score.__name__)
 def test_one_label_a_row(score) -> None:
     """Scores of one label refuse rows with none and several annotators, and say where those belong."""
     values = dirichlet(3, 3, 2, seed=0)

@@ -123,6 +123,8 @@ def test_positions_and_batches() -> None:
     whole = PowerBALD(reduction="mean", seed=2)(probs)
     chunked = PowerBALD(reduction="mean", seed=2)(probs[start : start + 6] for start in range(0, 20, 6))
     np.testing.assert_array_equal(whole, chunked)
+    scores = PowerBALD(reduction="mean").get_uncertainties_generator(probs[start : start + 6] for start in (0, 6, 12))
+    np.testing.assert_allclose(scores, PowerBALD(reduction="mean").get_uncertainties(probs[:18]))
 
 
 def test_seeds() -> None:
@@ -150,6 +152,14 @@ def test_bad_temperature(temperature: float) -> None:
     """A temperature of 0 or below is refused, and the error names the ranking without noise."""
     with pytest.raises(ValueError, match=r"PowerBALD needs a finite temperature above 0, got .* use BALD itself"):
         PowerBALD(temperature=temperature)
+
+
+def test_bad_sizes_and_kinds() -> None:
+    """What can never work is refused when the heuristic is made."""
+    with pytest.raises(ValueError, match="PowerBALD needs a query_size of 1 or more, got -1"):
+        PowerBALD(-1)
+    with pytest.raises(TypeError, match="PowerBALD needs a number as temperature, got str"):
+        PowerBALD(temperature="cold")  # type: ignore[arg-type]
 
 
 def test_negative_scores() -> None:

@@ -46,10 +46,16 @@ def test_balance_of_many() -> None:
     np.testing.assert_allclose(scores, bald(probs))
 
 
-@pytest.mark.parametrize("labels", [[3], [-1], [0.5], ["a"]])
+def test_balance_over_a_short_ranking() -> None:
+    """A base that would rank only a few rows by itself is asked for all of them."""
+    probs = random_probs(30)
+    assert len(ClassBalanced(PowerBALD(5))(probs, 9, labelled_labels=[])) == 9
+
+
+@pytest.mark.parametrize("labels", [[3], [-1], [0.5], ["a"], [[0, 1, 1], [1, 0, 0]]])
 def test_unknown_labels(labels: list) -> None:
     """Labels of labelled rows that are no classes of the predictions are refused."""
-    with pytest.raises(ValueError, match=r"ClassBalanced needs labels of labelled rows in 0 \.\. 2, got"):
+    with pytest.raises(ValueError, match=r"ClassBalanced needs labels of labelled rows \[L\] in 0 \.\. 2, got"):
         ClassBalanced(BALD())(random_probs(9), 3, labelled_labels=labels)
 
 
@@ -73,6 +79,13 @@ def test_copies(base) -> None:
     features = rng.standard_normal((12, 8)).astype(np.float32)[copies]
     ranks = WithoutDuplicates(base, 12)(distinct[copies], features=features)
     assert sorted(copies[ranks]) == list(range(12))
+
+
+@pytest.mark.parametrize("features", [np.full((8, 2), np.nan), np.ones(8), np.ones((8, 2, 2))])
+def test_bad_features(features: np.ndarray) -> None:
+    """Features that are not finite or not [N, d] are refused, where no duplicate would be found."""
+    with pytest.raises(ValueError, match=r"WithoutDuplicates needs (finite )?features"):
+        WithoutDuplicates(BALD(), 3)(random_probs(8), features=features)
 
 
 def test_needs() -> None:
