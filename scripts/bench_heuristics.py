@@ -69,13 +69,13 @@ def batchbald_ours(K: int) -> Task:
 
 
 def batchbald_redux(K: int) -> Task:
-    """The same by batchbald_redux, with the 100,000 configurations of its documentation."""
+    """The same by batchbald_redux, with 10,000 configurations."""
 
     def prepare() -> Callable[[], Any]:
         from batchbald_redux.batchbald import get_batchbald_batch
 
         log_probs = pool(10_000).log().permute(0, 2, 1).double()  # [N, T, C]
-        return lambda: get_batchbald_batch(log_probs, K, 100_000, dtype=torch.double).indices
+        return lambda: get_batchbald_batch(log_probs, K, 10_000, dtype=torch.double).indices
 
     return prepare
 
@@ -247,7 +247,8 @@ def run_in_process(task: str, who: str, limit: float) -> dict[str, Any] | str:
     except subprocess.TimeoutExpired:
         return f"stopped after {limit:.0f} s"
     if done.returncode:
-        return (done.stderr.strip().splitlines() or ["failed"])[-1][:90]
+        told = [line for line in done.stderr.replace("\r", "\n").splitlines() if "Error" in line]
+        return f"exit code {done.returncode} {told[-1] if told else ''}"[:120]
     return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 
 
