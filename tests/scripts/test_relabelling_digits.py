@@ -35,7 +35,7 @@ def quick(script: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple
 def test_scores_find_flipped_labels_and_entropy_does_not(quick: tuple[list[dict], Path]) -> None:
     """Scores that see the label find most flipped ones; Entropy and BALD do no better than chance, a fifth."""
     rows = quick[0]
-    assert len(rows) == 2 * (10 + 11 + 2)
+    assert len(rows) == 2 * (9 + 11 + 2)
     for row in rows:
         low, high = (0.1, 0.35) if row["kind"] == "blind" else (0.5, 1)
         assert low < row["precision"] < high, row
