@@ -120,15 +120,12 @@ def ranking_baal(name: str) -> Task:
     """The same by Baal."""
 
     def prepare() -> Callable[[], Any]:
-        from baal.active import heuristics
+        from baal.active.heuristics import BALD, stochastics
 
         probs = pool(10_000).numpy()
-        samplers = {
-            "softmaxbald": heuristics.stochastics.GibbsSampling,
-            "rankbald": heuristics.stochastics.RankBasedSampling,
-        }
-        sampler = samplers.get(name, heuristics.stochastics.PowerSampling)
-        return lambda: len(sampler(heuristics.BALD(), query_size=10)(probs))
+        samplers = {"softmaxbald": stochastics.GibbsSampling, "rankbald": stochastics.RankBasedSampling}
+        sampler = samplers.get(name, stochastics.PowerSampling)
+        return lambda: len(sampler(BALD(), query_size=10)(probs))
 
     return prepare
 
