@@ -125,7 +125,7 @@ def ranking_baal(name: str) -> Task:
         probs = pool(10_000).numpy()
         samplers = {"softmaxbald": stochastics.GibbsSampling, "rankbald": stochastics.RankBasedSampling}
         sampler = samplers.get(name, stochastics.PowerSampling)
-        return lambda: len(sampler(BALD(), query_size=10)(probs))
+        return lambda: len(sampler(BALD(), query_size=10).get_ranks(probs)[0])
 
     return prepare
 
