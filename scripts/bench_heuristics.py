@@ -93,7 +93,7 @@ def batchbald_baal(K: int) -> Task:
 
 
 def batchbald_skactiveml(K: int) -> Task:
-    """The same by scikit-activeml, with as many configurations as we take."""
+    """The same by scikit-activeml, with 2,000 configurations: it holds them all for all rows."""
 
     def prepare() -> Callable[[], Any]:
         from skactiveml.pool import batch_bald

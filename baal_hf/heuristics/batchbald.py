@@ -20,7 +20,7 @@ NOTHING_LEFT = 1e-3  # nats, of log T; less is not told apart from the error of 
 
 
 def batchbald(
-    probs: Array, query_size: int, num_draw: int = 2_000, rng: np.random.Generator | None = None
+    probs: Array, query_size: int, num_draw: int = 5_000, rng: np.random.Generator | None = None
 ) -> tuple[Array, Array]:
     """Rows whose labels together hold most information about the network, found greedily.
 
@@ -73,7 +73,7 @@ class BatchBALD(BatchHeuristic):
     """
 
     def __init__(
-        self, num_samples: int | None = None, num_draw: int = 2_000, shuffle_prop: float = 0.0, *, seed: Seed = 0
+        self, num_samples: int | None = None, num_draw: int = 5_000, shuffle_prop: float = 0.0, *, seed: Seed = 0
     ) -> None:
         super().__init__(num_samples, shuffle_prop, seed=seed)
         if num_draw < 1:

@@ -75,7 +75,7 @@ HEURISTICS: dict[str, Callable[[int], AbstractHeuristic]] = {
     "RankBALD": lambda seed: RankBALD(seed=seed),  # coldness 1: with 8 the first 10 ranks are nearly always BALD's
     "Margin": lambda seed: Margin(seed=seed),
     "Entropy": lambda seed: Entropy(seed=seed),
-    "BatchBALD": lambda seed: BatchBALD(seed=seed),
+    "BatchBALD": lambda seed: BatchBALD(num_draw=2_000, seed=seed),
     "EPIG": lambda seed: EPIG(seed=seed),
     "BADGE": lambda seed: BADGE(seed=seed),
     "CoreSet": lambda seed: CoreSet(seed=seed),
