@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
+import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence, Sized
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from accelerate.utils import extract_model_from_parallel
@@ -19,10 +19,28 @@ from transformers.utils import logging
 
 from baal_hf import features
 from baal_hf.arrays import probabilities
+from baal_hf.heuristics import AbstractHeuristic, get_heuristic
+from baal_hf.heuristics.base import checked_size
+from baal_hf.inputs import InputCollator, checked_lengths, input_names, model_columns
 from baal_hf.posterior import BayesianModule, Deterministic, MCDropout, Posterior, unpatch_module
 from baal_hf.posterior.patching import patched_posterior
-from baal_hf.rows import ROW_ID
-from baal_hf.sampling import Forward, concatenated, sample_predictions
+from baal_hf.sampling import (
+    Folder,
+    Forward,
+    Sampler,
+    Value,
+    adaptive_top_rows,
+    check_iterations,
+    check_ranking,
+    concatenated,
+    described,
+    model_digest,
+    rows_digest,
+    sample_to_store,
+    scoring,
+    top_rows,
+)
+from baal_hf.store import ArrayStore
 
 
 class BaalTransformersTrainer(Trainer):
@@ -35,16 +53,26 @@ class BaalTransformersTrainer(Trainer):
         posterior: What to draw from, `MCDropout()` by default. A model that was given to `patch_module` or
             a `BayesianModule` (`MCDropoutModule`) is unpatched and its posterior taken over, so that evaluation stays
             deterministic.
+        max_tokens_per_batch: Tokens of a batch under draws, padding included, on each process; None chooses by the
+            device and its memory. Rows are grouped by the length of their `input_ids`. Where that cannot be read (other
+            inputs, a dataset with a transform), a batch has `per_device_eval_batch_size` rows.
         **kwargs: As for Trainer.
 
     Attributes:
         posterior: What `predict_on_dataset` draws from.
+        max_tokens_per_batch: As above.
     """
 
     def __init__(
-        self, model: nn.Module | None = None, *args: Any, posterior: Posterior | None = None, **kwargs: Any
+        self,
+        model: nn.Module | None = None,
+        *args: Any,
+        posterior: Posterior | None = None,
+        max_tokens_per_batch: int | None = None,
+        **kwargs: Any,
     ) -> None:
         self._patched_with: Posterior | None = None
+        self.max_tokens_per_batch = max_tokens_per_batch
         super().__init__(self._taken_over(model), *args, **kwargs)
         self.model: nn.Module
         self.posterior = posterior if posterior is not None else self._patched_with or MCDropout()
@@ -52,8 +80,14 @@ class BaalTransformersTrainer(Trainer):
         self._given_states = {name: deepcopy(part.state_dict()) for name, part in parts.items() if part is not None}
 
     def predict_on_dataset(
-        self, dataset: Any, iterations: int = 1, half: bool = False, ignore_keys: Sequence[str] | None = None
-    ) -> np.ndarray:
+        self,
+        dataset: Any,
+        iterations: int = 1,
+        half: bool = False,
+        ignore_keys: Sequence[str] | None = None,
+        *,
+        store: Folder | None = None,
+    ) -> np.ndarray | ArrayStore:
         """Class probabilities of each row under T draws of the posterior.
 
         Softmax for single-label models, sigmoid for multi-label ones, values as they are for regression, as the model's
@@ -64,22 +98,121 @@ class BaalTransformersTrainer(Trainer):
             iterations: Number of draws, T.
             half: Return float16.
             ignore_keys: Names of the model's outputs to pass over when looking for `logits`.
+            store: A folder to put them in instead of memory. Heuristics read it in chunks. A run that was killed goes
+                on where it was, on any number of processes, once it is started again with the same rows, weights,
+                posterior and iterations.
 
         Returns:
             float32 or float16, [N, C, T] or [N, C, *S, T], in the order of the dataset, the same on every process.
-            Where rows have different lengths, positions that are padding are NaN.
+            Where rows have different lengths, positions that are padding are NaN. With `store` the store, whose
+            iteration gives these arrays a chunk of rows at a time.
 
         Raises:
-            ValueError: `iterations` < 1 or beyond the posterior's size, an empty dataset, a model without dropout,
-                outputs that are not finite or hold no logits.
+            ValueError: `iterations` < 1 or beyond the posterior's size, an empty dataset, a row that is too long for
+                the model, a model without dropout, outputs that are not finite or hold no logits; a store that was
+                made of something else, as the message says.
+            OSError: The store cannot be written; what is done is kept.
         """
-        return concatenated(self._predictions(dataset, iterations, half, ignore_keys), len(dataset))
+        sampler, rows = self._predicting(dataset, iterations, ignore_keys)
+        if store is not None:
+            return self._stored(store, sampler, rows, iterations, {"kind": "predictions"}, half=half)
+        parts = sampler.predictions(rows, iterations)
+        return concatenated(part.half() if half else part for part in parts)
 
     def predict_on_dataset_generator(
         self, dataset: Any, iterations: int = 1, half: bool = False, ignore_keys: Sequence[str] | None = None
     ) -> Iterator[np.ndarray]:
-        """What `predict_on_dataset` returns, batch after batch: arrays [B, C, *S, T] in the order of the dataset."""
-        return (part.numpy() for part in self._predictions(dataset, iterations, half, ignore_keys))
+        """What `predict_on_dataset` returns, a chunk of rows at a time: arrays [n, C, *S, T] in the order of the rows.
+
+        `dataset` may be a stream.
+        """
+        sampler, rows = self._predicting(dataset, iterations, ignore_keys)
+        return ((part.half() if half else part).numpy() for part in sampler.predictions(rows, iterations))
+
+    def score_dataset(
+        self,
+        dataset: Any,
+        heuristic: AbstractHeuristic | str,
+        iterations: int = 1,
+        *,
+        store: Folder | None = None,
+        ignore_keys: Sequence[str] | None = None,
+        **arrays: Any,
+    ) -> np.ndarray:
+        """The heuristic's score of each row, without the predictions, of which only a batch is there at a time.
+
+        Args:
+            dataset: Rows to score, usually a pool; a stream, too.
+            heuristic: Scores rows one by one; a name for `get_heuristic`, or the heuristic. Those that look at all rows
+                together take predictions, or are wrapped in `Prefiltered`.
+            iterations: Number of draws, T.
+            store: A folder to put them in on the way, as for `predict_on_dataset`.
+            ignore_keys: As for `predict_on_dataset`.
+            **arrays: The other arrays that the heuristic needs, by name, such as `target_predictions`.
+
+        Returns:
+            float32, [N], in the order of the dataset, the same on every process; higher is more informative.
+
+        Raises:
+            ValueError: As for `predict_on_dataset`; a heuristic that looks at all rows together, or gives scores to
+                positions.
+            TypeError: The heuristic needs an array that is missing.
+            OSError: The store cannot be written; what is done is kept.
+        """
+        heuristic = _heuristic(heuristic)
+        sampler, rows = self._predicting(dataset, iterations, ignore_keys)
+        value = scoring(heuristic, arrays)
+        if store is not None:
+            of = {"kind": "scores", "heuristic": described(heuristic), "arrays": described(arrays)}
+            return np.concatenate([*self._stored(store, sampler, rows, iterations, of, value=value)])
+        return np.concatenate([chunk.values.numpy() for chunk in sampler.chunks(rows, range(iterations), value)])
+
+    def rank_dataset(
+        self,
+        dataset: Any,
+        heuristic: AbstractHeuristic | str,
+        iterations: int,
+        query_size: int,
+        *,
+        adaptive: bool = False,
+        error_rate: float = 0.01,
+        ignore_keys: Sequence[str] | None = None,
+        **arrays: Any,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The K most informative rows, found without holding the predictions of all.
+
+        Args:
+            dataset: Rows to rank, usually a pool; a stream, too, of which only K scores are held.
+            heuristic: As for `score_dataset`.
+            iterations: Number of draws, T.
+            query_size: Number of rows, K.
+            adaptive: Give no more draws to a row once a test says that it will not be among the K best. The rows that
+                stay have all T draws, and their own scores.
+            error_rate: Of one such test, that it calls a row out that is not; a row is out where it fails against each
+                of the K rows that are ahead.
+            ignore_keys: As for `predict_on_dataset`.
+            **arrays: As for `score_dataset`.
+
+        Returns:
+            Positions in the dataset, most informative first, int64 [K], and their scores [K].
+
+        Raises:
+            ValueError: As for `score_dataset`; K is not in 1 .. N; a stream or `adaptive` with a heuristic that does not
+                rank by its scores alone, or `adaptive` with one that needs more than predictions.
+            TypeError: As for `score_dataset`.
+        """
+        heuristic = _heuristic(heuristic)
+        if not adaptive and hasattr(dataset, "__len__"):
+            checked_size(query_size, len(dataset), heuristic.name)
+            scores = self.score_dataset(dataset, heuristic, iterations, ignore_keys=ignore_keys, **arrays)
+            ranks = heuristic.reorder_indices(scores)[:query_size]
+            return ranks, scores[ranks]
+        check_ranking(heuristic, adaptive)
+        sampler, rows = self._predicting(dataset, iterations, ignore_keys)
+        if adaptive:
+            return adaptive_top_rows(sampler, rows, heuristic, iterations, query_size, error_rate)
+        chunks = sampler.chunks(rows, range(iterations), scoring(heuristic, arrays))
+        return top_rows(chunks, query_size, heuristic.name)
 
     def predict_features(
         self, dataset: Any, representation: str = "pooled", ignore_keys: Sequence[str] | None = None
@@ -116,8 +249,9 @@ class BaalTransformersTrainer(Trainer):
                 _mask(batch),
             )
 
-        parts = self._sampled(dataset, Deterministic(), 1, forward, shown_as="features")
-        return concatenated((part.squeeze(-1) for part in parts), len(dataset))  # [B, d, 1] -> [N, d]
+        sampler, rows = self._sampler(dataset, Deterministic(), forward, shown_as="features")
+        parts = sampler.predictions(rows, iterations=1)
+        return concatenated(part.squeeze(-1) for part in parts)  # [n, d, 1] -> [N, d]
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Probabilities [B, C, *S] of the model's logits; override it for a model with another output.
@@ -164,100 +298,94 @@ class BaalTransformersTrainer(Trainer):
             unpatch_module(part)
         return model
 
-    def _predictions(
-        self, dataset: Any, iterations: int, half: bool, ignore_keys: Sequence[str] | None
-    ) -> Iterator[Tensor]:
+    def _predicting(self, dataset: Any, iterations: int, ignore_keys: Sequence[str] | None) -> tuple[Sampler, Any]:
+        """What predicts under draws of the trainer's posterior, and the rows as it takes them."""
+        check_iterations(iterations, self.posterior)
+
         def forward(model: nn.Module, batch: Any) -> Tensor:
             return self.probabilities(_logits(self._outputs(model, batch), ignore_keys or ()))
 
-        parts = self._sampled(dataset, self.posterior, iterations, forward, shown_as=f"{iterations} draws")
-        return (part.half() if half else part for part in parts)
+        return self._sampler(dataset, self.posterior, forward)
 
     def _outputs(self, model: nn.Module, batch: Any) -> Any:
         """What the model returns for a batch."""
         precision = {self.args.fp16_full_eval: torch.float16, self.args.bf16_full_eval: torch.bfloat16}.get(True)
         # Trainer's evaluation casts the weights for `*_full_eval`, for good; here they stay as they are.
         with torch.autocast(self.args.device.type, precision) if precision else nullcontext():
-            return model(**batch) if isinstance(batch, Mapping) else model(*batch)
+            if not isinstance(batch, Mapping):
+                return model(*batch)
+            no_cache = {"use_cache": False} if "use_cache" in input_names(model) else {}  # of keys and values
+            return model(**{**no_cache, **batch})
 
-    def _sampled(
-        self, dataset: Any, posterior: Posterior, iterations: int, forward: Forward, shown_as: str
-    ) -> Iterator[Tensor]:
-        """What the engine makes of the dataset without labels, batch after batch, with a progress bar."""
+    def _sampler(
+        self, dataset: Any, posterior: Posterior, forward: Forward, shown_as: str = "draws"
+    ) -> tuple[Sampler, Any]:
+        """The engine for this trainer's model, and the rows without what does not reach it."""
         model = extract_model_from_parallel(self.model, keep_torch_compile=False)
-        collator = _InputCollator(self.data_collator, self._label_names, self._input_names(model))
-        batches = sample_predictions(
+        inputs = input_names(model) if self.args.remove_unused_columns else None
+        collator = InputCollator(self.data_collator, {"label", "labels", "label_ids", *self.label_names}, inputs)
+        sampler = Sampler(
             model,
-            _columns(dataset, collator, type(model).__name__),
             posterior,
-            iterations,
             forward,
             self.accelerator,
             batch_size=self.args.per_device_eval_batch_size,
+            max_tokens=self.max_tokens_per_batch,
+            lengths=lambda rows: checked_lengths(rows, model),
             collate_fn=collator,
             num_workers=self.args.dataloader_num_workers,
+            progress=partial(self._progress, shown_as),
         )
+        return sampler, model_columns(dataset, collator, type(model).__name__)
+
+    def _stored(
+        self,
+        folder: Folder,
+        sampler: Sampler,
+        rows: Any,
+        iterations: int,
+        of: dict[str, Any],
+        *,
+        value: Value | None = None,
+        half: bool = False,
+    ) -> ArrayStore:
+        """What `value` keeps of predictions, in a store whose manifest says what it depends on."""
+
+        def manifest() -> dict[str, Any]:
+            return {
+                **of,
+                "half": half,
+                "iterations": int(iterations),
+                "posterior": described(self.posterior),
+                "precision": [self.accelerator.mixed_precision, self.args.fp16_full_eval, self.args.bf16_full_eval],
+                "weights": model_digest(extract_model_from_parallel(self.model, keep_torch_compile=False)),
+                "dataset": rows_digest(rows),
+            }
+
+        draws = range(iterations)
+        return sample_to_store(sampler, rows, draws, folder, manifest, self.accelerator, value=value, half=half)
+
+    @contextmanager
+    def _progress(self, shown_as: str, rows: int | None, draws: int) -> Iterator[Callable[[int], None]]:
+        """A bar on the main process; what is yielded is told of rows that are done."""
+        shown_as = f"{draws} draws" if shown_as == "draws" else shown_as
         hidden = self.args.disable_tqdm or not self.is_world_process_zero()
-        return _shown(batches, total=len(dataset), unit="row", desc=shown_as, disable=hidden)
+        with logging.tqdm(total=rows, unit="row", desc=shown_as, disable=hidden) as bar:
+            started, done = time.perf_counter(), 0
 
-    @property
-    def _label_names(self) -> set[str]:
-        return {"label", "labels", "label_ids", *self.label_names}
+            def advance(more: int) -> None:
+                nonlocal done
+                done += more
+                if draws > 1:
+                    rate = done * draws / (time.perf_counter() - started)
+                    bar.set_postfix_str(f"{rate:,.0f} row draws/s", refresh=False)
+                bar.update(more)
 
-    def _input_names(self, model: nn.Module) -> set[str] | None:
-        """What the model's forward takes; None where columns that it does not take are to be left."""
-        if not self.args.remove_unused_columns:
-            return None
-        base = getattr(model, "get_base_model", lambda: model)()  # the forward of a PEFT model takes anything
-        return set(inspect.signature(base.forward).parameters)
-
-
-def _shown(batches: Iterator[Tensor], **progress: Any) -> Iterator[Tensor]:
-    with logging.tqdm(**progress) as bar:
-        for part in batches:
-            yield part
-            bar.update(len(part))
+            yield advance
 
 
-class _InputCollator:
-    """The data collator on rows, and of batches, without what does not reach the model: labels, row ids, other columns.
-
-    A class, so that worker processes can be given it.
-    """
-
-    def __init__(self, collator: Callable[[list[Any]], Any], labels: set[str], inputs: set[str] | None) -> None:
-        self.collator = collator
-        self.labels = labels
-        self.inputs = inputs
-
-    def wants(self, name: str) -> bool:
-        return name not in self.labels and name != ROW_ID and (self.inputs is None or name in self.inputs)
-
-    def __call__(self, rows: list[Any]) -> Any:
-        try:
-            batch = self.collator([self._wanted(row) for row in rows])
-        except KeyError as error:
-            raise ValueError(
-                f"The data collator asks for {error}, which predicting does not give it: labels are hidden in a pool. "
-                "Let it leave out what a row does not have."
-            ) from error
-        return self._wanted(batch)
-
-    def _wanted(self, row: Any) -> Any:
-        return {name: row[name] for name in row if self.wants(name)} if isinstance(row, Mapping) else row
-
-
-def _columns(dataset: Any, collator: _InputCollator, model: str) -> Any:
-    """The dataset without columns that the model does not take, which then need not be read."""
-    if not isinstance(dataset, datasets.Dataset) or dataset.format["type"] == "custom":
-        return dataset
-    columns = [name for name in dataset.column_names if collator.wants(name)]
-    if not columns:
-        raise ValueError(
-            f"{model} takes none of the dataset's columns {dataset.column_names}. Tokenize the dataset first, or set "
-            "remove_unused_columns=False if the data collator does it."
-        )
-    return dataset.select_columns(columns)
+def _heuristic(heuristic: AbstractHeuristic | str) -> AbstractHeuristic:
+    return heuristic if isinstance(heuristic, AbstractHeuristic) else get_heuristic(heuristic)
 
 
 def _mask(batch: Any) -> Tensor | None:

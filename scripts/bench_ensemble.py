@@ -26,7 +26,7 @@ from text_data import packaged_minilm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
 
 from baal_hf import Deterministic, Ensemble, Posterior
-from baal_hf.sampling import sample_predictions
+from baal_hf.sampling import Sampler
 
 ROWS, MEMBERS, RUNS = 1000, 5, 3
 
@@ -48,9 +48,8 @@ def predict(network: torch.nn.Module, posterior: Posterior, iterations: int) -> 
     """All rows under draws of a posterior."""
     collator = DataCollatorWithPadding(AutoTokenizer.from_pretrained(packaged_minilm()))
     forward = lambda network, batch: network(**batch).logits.softmax(-1)  # noqa: E731
-    for _ in sample_predictions(
-        network, rows(), posterior, iterations, forward, Accelerator(), batch_size=16, collate_fn=collator
-    ):
+    sampler = Sampler(network, posterior, forward, Accelerator(), batch_size=16, collate_fn=collator)
+    for _ in sampler.predictions(rows(), iterations):
         pass
 
 

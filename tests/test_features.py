@@ -493,8 +493,8 @@ def test_bad_requests(model: PreTrainedModel, rows: Dataset, tmp_path: Path) -> 
         trainer.predict_features(rows, "CLS")
     with pytest.raises(ValueError, match="at least one row"):
         trainer.predict_features(rows.select([]))
-    with pytest.raises(TypeError, match="with a length"):
-        trainer.predict_features(iter([1]))
+    with pytest.raises(TypeError, match="a dataset of rows"):
+        trainer.predict_features(1)
     with torch.no_grad():
         model.bert.embeddings.word_embeddings.weight[rows[5]["input_ids"][1]] = torch.nan
     for name in NAMES:

@@ -14,10 +14,11 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "baal_hf"
 
 FLOORS = [
-    {"arrays", "ledger", "metrics"},
+    {"arrays", "ledger", "metrics", "store"},
     {"rows"},
     {"dataset", "posterior", "heuristics"},
     {"features", "sampling"},
+    {"inputs"},
     {"trainer", "modelwrapper", "calibration"},
     {"loop"},
     {"experiment", "plots"},
@@ -29,7 +30,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 SHARED = {
     "heuristics": {"base", "batch", "clusters", "distances", "draws", "greedy", "labels", "reductions"},
     "posterior": {
-        *("answers", "base", "branches", "masks", "network", "passes", "places", "report", "switches", "weights"),
+        *("answers", "base", "branches", "masks", "network", "passes", "places", "report", "switches", "trace", "weights"),
     },
 }
 SIBLINGS = {

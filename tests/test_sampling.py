@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from baal_hf import Deterministic, MCDropout
-from baal_hf.sampling import concatenated, sample_predictions
+from baal_hf.sampling import Sampler, concatenated
 
 
 class Numbers(Dataset[Tensor]):
@@ -38,9 +38,10 @@ class Broken(nn.Module):
 
 def predict(dataset: Any, model: nn.Module | None = None, **kwargs: Any) -> list[Tensor]:
     """All batches of the engine's answer."""
-    settings = {"posterior": MCDropout(), "iterations": 2, "batch_size": 4, "accelerator": Accelerator(cpu=True)}
+    settings = {"posterior": MCDropout(), "batch_size": 4, "accelerator": Accelerator(cpu=True), **kwargs}
+    iterations = settings.pop("iterations", 2)
     forward = lambda model, batch: model(batch)  # noqa: E731
-    return list(sample_predictions(model or nn.Dropout(0.5), dataset, forward=forward, **{**settings, **kwargs}))
+    return list(Sampler(model or nn.Dropout(0.5), forward=forward, **settings).predictions(dataset, iterations))
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 5, 11])
@@ -75,7 +76,7 @@ def test_images_keep_their_axes() -> None:
 def test_ragged_rows_are_padded_with_nan() -> None:
     """Batches of different length become one array; what a row does not have is NaN."""
     parts = [torch.ones(2, 3, 4, 5), torch.ones(1, 3, 6, 5)]
-    whole = concatenated(iter(parts), 3)
+    whole = concatenated(iter(parts))
     assert whole.shape == (3, 3, 6, 5)
     assert np.isnan(whole[:2, :, 4:]).all()
     assert np.isfinite(whole[:2, :, :4]).all() and np.isfinite(whole[2]).all()
@@ -98,12 +99,23 @@ def test_bad_requests(arguments: dict[str, Any], message: str) -> None:
         predict(**{"dataset": Numbers(7), **arguments})
 
 
-def test_streams_are_refused() -> None:
-    """A dataset without a length has no rows to keep in order."""
+def test_streams_come_in_their_order() -> None:
+    """A stream gives the predictions of a list of its rows, some at a time; an empty one raises."""
 
-    class Stream(IterableDataset[int]):
-        def __iter__(self) -> Iterator[int]:
-            return iter(range(3))
+    class Stream(IterableDataset[Tensor]):
+        def __init__(self, size: int) -> None:
+            self.size = size
 
-    with pytest.raises(TypeError, match="a length and rows, got Stream"):
-        predict(Stream())
+        def __iter__(self) -> Iterator[Tensor]:
+            return iter(Numbers(self.size)[i] for i in range(self.size))
+
+    assert torch.equal(torch.cat(predict(Stream(11))), torch.cat(predict(Numbers(11))))
+    with pytest.raises(ValueError, match="empty stream"):
+        predict(Stream(0))
+
+
+@pytest.mark.parametrize("dataset", [{"a": [1]}, 3])
+def test_what_has_no_rows_is_refused(dataset: Any) -> None:
+    """A mapping of columns and a number are no dataset."""
+    with pytest.raises(TypeError, match="a dataset of rows"):
+        predict(dataset)

@@ -135,13 +135,22 @@ def _attention(
         weights = query[rows] @ key[rows].transpose(-2, -1)  # [b, *H, L, S]
         if bias is not None:
             weights = weights.add_(bias[rows])
-        weights = weights.softmax(-1, dtype=torch.float32)
+        weights = _softmax(weights.float())
         weights = weights * keep[rows] if weights.requires_grad else weights.mul_(keep[rows])
         return weights.to(value.dtype) @ value[rows]  # [b, *H, L, E]
 
     # Weights of a few rows at a time: they stay in the processor's cache, and bound memory.
     size = max(1, (_TILE_CPU if query.device.type == "cpu" else _TILE) // math.prod(shape[1:]))
     return torch.cat([attended(slice(first, first + size)) for first in range(0, max(shape[0], 1), size)])
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    """Softmax of float32 scores [..., S] over the last axis; may be written over them."""
+    # For fewer keys than a vector register holds, torch's own goes number by number on a processor: 5 times slower.
+    if scores.shape[-1] >= 16 or scores.device.type != "cpu" or scores.requires_grad:
+        return scores.softmax(-1)
+    weights = scores.sub_(scores.amax(-1, keepdim=True)).exp_()
+    return weights.div_(weights.sum(-1, keepdim=True))
 
 
 def _bias(attn_mask: Tensor, dtype: torch.dtype) -> Tensor:

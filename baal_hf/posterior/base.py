@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol, runtime_checkable
 
@@ -12,6 +12,8 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import nn
 from torch.nn.parallel import DataParallel
+
+from baal_hf.posterior.trace import Trace
 
 _open_draws: dict[int, set[int]] = {}  # id of the thread -> ids of the modules of which it has a draw open
 _open_draws_lock = threading.Lock()
@@ -40,6 +42,22 @@ class Posterior(Protocol):
             ValueError: `t` is negative or beyond `size`.
             TypeError: `model` is wrapped in `nn.DataParallel`.
             RuntimeError: A draw of this model, or another draw in this thread, is open already.
+        """
+        ...
+
+
+@runtime_checkable
+class TracedPosterior(Posterior, Protocol):
+    """A posterior that knows where in a pass its draws begin to differ, so that the draws of a batch can share work."""
+
+    def traced(self, model: nn.Module, draws: Sequence[int], trace: Trace | None) -> AbstractContextManager[None]:
+        """`draw` for one pass of one batch, which fills an empty trace, or is spared work by a full one.
+
+        With several draws the pass is given the rows of the batch that many times: all for the first, all for the
+        second, ... A trace that stays empty says that nothing can be shared.
+
+        Raises:
+            UnstackableError: The draws cannot be told apart by rows.
         """
         ...
 

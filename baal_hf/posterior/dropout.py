@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Literal
 
 import torch
@@ -14,6 +14,7 @@ from baal_hf.posterior.network import DrawnNetwork
 from baal_hf.posterior.places import Rates, checked_where
 from baal_hf.posterior.report import dropout_report, foreign_kernel
 from baal_hf.posterior.switches import drawing_flags, evaluation_flags
+from baal_hf.posterior.trace import Trace
 
 
 class MCDropout:
@@ -88,8 +89,7 @@ class MCDropout:
         self.where = "residual" if p is not None and where is None else where
         self._generators: dict[torch.device, torch.Generator] = {}
 
-    @contextmanager
-    def draw(self, model: nn.Module, t: int) -> Iterator[None]:
+    def draw(self, model: nn.Module, t: int) -> AbstractContextManager[None]:
         """Make `model` the t-th network for the length of a `with` block.
 
         Raises:
@@ -98,12 +98,30 @@ class MCDropout:
             TypeError: `model` is wrapped in `nn.DataParallel`, whose threads a draw does not reach.
             RuntimeError: A draw of this model, or another draw in this thread, is open already.
         """
-        with opened(self, model, t) as bare:
+        return self.traced(model, [t], None)
+
+    @contextmanager
+    def traced(self, model: nn.Module, draws: Sequence[int], trace: Trace | None) -> Iterator[None]:
+        """`draw` for passes of one batch, each of which spares the next some work.
+
+        The first pass, of one draw, fills the trace. A later one of one draw does not compute again what comes before
+        the first mask. A later one of several draws is given the rows that many times: [x for draw 0, x for draw 1, ..].
+        Independent masks (`masks="fresh"`) leave the trace empty.
+
+        Raises:
+            UnstackableError: The model drops out something that has no axis of rows, so draws cannot be stacked.
+            ValueError: As `draw`.
+            TypeError: As `draw`.
+            RuntimeError: As `draw`.
+        """
+        with opened(self, model, min(draws)) as bare:
             adds_elsewhere = self.p is not None and self.where != "attention"  # the model's own dropout is off
             if not adds_elsewhere:
                 self._refuse_kernels(bare)
             fresh = self._generator if self.masks == "fresh" else None
-            network = DrawnNetwork(bare, f"{self.seed}/{t}", Rates(self.p, self.where), fresh)
+            keys = [f"{self.seed}/{t}" for t in draws]
+            rates = Rates(self.p, self.where)
+            network = DrawnNetwork(bare, keys, rates, fresh, None if fresh is not None else trace)
             flags = evaluation_flags(bare) if adds_elsewhere else drawing_flags(bare)
             with flags, network.followed(), network:
                 yield

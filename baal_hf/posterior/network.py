@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from baal_hf.posterior.branches import SUMS, Branches
 from baal_hf.posterior.masks import attention_mask, feature_mask, fresh_mask, placed_attention_mask
 from baal_hf.posterior.passes import ForwardPass
 from baal_hf.posterior.places import Rates, check_places, stacked_layers
+from baal_hf.posterior.trace import Part, Trace, UnstackableError
 
 _SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
 # What is done to attention weights before their dropout.
@@ -33,13 +35,15 @@ _CROSS = re.compile(r"cross|enc(oder)?_?(dec|att)", re.IGNORECASE)
 
 
 class DrawnNetwork(TorchFunctionMode):
-    """Answers the dropout calls of one model in one thread with the masks of one draw.
+    """Answers the dropout calls of one model in one thread with the masks of one draw, or of several at once.
 
     Args:
         model: The network.
-        key: Names the draw; a mask's key goes on with the module's path and the call's ordinal within it.
+        keys: Name the draws; a mask's key goes on with the module's path and the call's ordinal within it. With more
+            than one, the rows of a batch are stacked: first all rows for the first draw, then all for the second, ...
         rates: The rate at each place.
-        fresh: Where generators of independent masks come from; None for the masks that the key names.
+        fresh: Where generators of independent masks come from; None for the masks that the keys name.
+        trace: Is filled by the first pass of a batch, or has been and spares this one the work before the first mask.
 
     Attributes:
         forward: The pass that is under way.
@@ -47,20 +51,30 @@ class DrawnNetwork(TorchFunctionMode):
     """
 
     def __init__(
-        self, model: nn.Module, key: str, rates: Rates, fresh: Callable[[torch.device], torch.Generator] | None
+        self,
+        model: nn.Module,
+        keys: Sequence[str],
+        rates: Rates,
+        fresh: Callable[[torch.device], torch.Generator] | None,
+        trace: Trace | None = None,
     ) -> None:
         super().__init__()
         layers = stacked_layers(model) if rates != Rates() else []
         check_places(model, rates, len(layers))
         self.forward = ForwardPass(model, layers)
         self.fired = 0
-        self._key = key
+        self._model = model
+        self._keys = keys
         self._rates = rates
         self._fresh = fresh
         self._thread = threading.get_ident()
         self._generates = bool(getattr(model, "can_generate", bool)())
         self._branches = Branches(self.forward) if rates.p is not None else None
+        self._trace = trace
+        self._records = trace is not None and not trace.is_recorded
         self._calls: Counter[str] = Counter()
+        self._sites: list[str] = []  # paths of the dropout calls so far
+        self._begun: list[int] = []  # how many there were when each running module began
         self._weights: Tensor | None = None  # what the last softmax returned
 
     @contextmanager
@@ -70,11 +84,29 @@ class DrawnNetwork(TorchFunctionMode):
             register_module_forward_pre_hook(self._enter),
             register_module_forward_hook(self._leave, always_call=True),
         ]
+        reused = self._trace.parts if self._trace is not None and not self._records and len(self._keys) == 1 else {}
+        modules = {path: module for path, module in self._model.named_modules() if path in reused}
+        own = {path: vars(module).get("forward") for path, module in modules.items()}
         try:
+            for path, module in modules.items():
+                module.forward = partial(self._resumed, reused[path])
             yield
         finally:
+            for path, module in modules.items():
+                vars(module).pop("forward", None)
+                if own[path] is not None:  # libraries that move weights between devices put one there
+                    module.forward = own[path]
             for handle in handles:
                 handle.remove()
+            if self._trace is not None and self._records:
+                self._trace.close(self.forward.count)
+
+    def _resumed(self, part: Part, *_: object, **__: object) -> Any:
+        """What a module returned in the first draw; the pass goes on as if it had been run."""
+        self._calls.update(part.sites)
+        self.forward.layer = part.layer
+        self._weights = part.weights
+        return part.output
 
     def _enter(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
         if threading.get_ident() != self._thread or not self.forward.has(module):
@@ -84,6 +116,9 @@ class DrawnNetwork(TorchFunctionMode):
         self.forward.enter(module, arguments)
         if self._branches is not None:
             self._branches.begun(self.forward.stack[-1])
+        if self._trace is not None and self._records:
+            self._trace.enter(self.forward.stack[-1].path)
+            self._begun.append(len(self._sites))
 
     def _leave(self, module: nn.Module, _: object, output: Any) -> Any:
         if threading.get_ident() != self._thread or not self.forward.has(module):
@@ -95,6 +130,10 @@ class DrawnNetwork(TorchFunctionMode):
         call = self.forward.leave()
         if self._branches is not None and isinstance(first, Tensor):
             self._branches.ended(call, first)
+        if self._trace is not None and self._records:
+            sites = self._sites[self._begun.pop() :]
+            part = None if self.fired else Part(output, sites, self.forward.layer, self._weights)
+            self._trace.leave(call.path, part)
         return _with_first(output, first) if rate else None
 
     def __torch_function__(
@@ -147,10 +186,32 @@ class DrawnNetwork(TorchFunctionMode):
         return 1
 
     def _site(self, kind: str = "") -> str:
-        """Name of this dropout call: seed, draw, module path, ordinal of the call within the module."""
+        """Name of this dropout call: module path, ordinal of the call within the module."""
         path = self.forward.moment.path + kind
         self._calls[path] += 1
-        return f"{self._key}/{path}/{self._calls[path]}"
+        self._sites.append(path)
+        return f"{path}/{self._calls[path]}"
+
+    def _by_draw(self, site: str, rows: int, mask: Callable[[str], Tensor]) -> Tensor:
+        """The mask of each draw at a site, [1, ...], or of several stacked draws, one for each row, [rows, ...].
+
+        Raises:
+            UnstackableError: These are not the rows of stacked draws.
+        """
+        self._note(site, rows)
+        masks = [mask(f"{key}/{site}") for key in self._keys]
+        if len(masks) == 1:
+            return masks[0][None]
+        return torch.stack(masks).repeat_interleave(rows // len(masks), 0)
+
+    def _note(self, site: str, rows: int) -> None:
+        """How many rows a mask is for: in stacked draws as many times more as there are draws."""
+        self.fired += 1
+        if self._trace is not None and self._records:
+            self._trace.sizes[site] = rows
+        elif self._trace is not None and len(self._keys) > 1:
+            if rows != len(self._keys) * self._trace.sizes.get(site, -1):
+                raise UnstackableError(f"The dropout {site} is for something that has no axis of rows.")
 
     def attention_rate(self, p: float) -> float:
         """The rate of attention dropout that is configured with `p`, here and now."""
@@ -182,11 +243,13 @@ class DrawnNetwork(TorchFunctionMode):
         rate = self._rates.own(p, "hidden", self.forward.moment)
         if rate == 0:
             return None
-        self.fired += 1
         trailing = (1,) * (x.ndim - channels - 1)
         if self._fresh is not None:
+            self.fired += 1
             return fresh_mask((*x.shape[: channels + 1], *trailing), rate, self._fresh(x.device))
-        return feature_mask(site, x.shape[channels], rate, x.device).view(-1, *trailing)
+        size, rows = x.shape[channels], x.shape[0]
+        masks = self._by_draw(site, rows, lambda key: feature_mask(key, size, rate, x.device))  # [1 or B, channels]
+        return masks.view(*masks.shape[: channels + 1], *trailing) if channels else masks.view(-1, *trailing)
 
     def _innermost(self) -> list[Any]:
         """What is running, and what called it: where attention has an nn.Dropout, the second is the attention."""
@@ -210,24 +273,26 @@ class DrawnNetwork(TorchFunctionMode):
                 return self._window_mask(x.shape, rate, site, x.device)  # attention weights [B, L, H, window]
             allowed = x > 0 if x.ndim == 4 and self._are_weights(x) else None
             return self._weight_mask(x.shape, rate, site, x.device, allowed)
-        self.fired += 1
         if self._fresh is not None:
+            self.fired += 1
             return fresh_mask(x.shape, rate, self._fresh(x.device))
-        return feature_mask(site, x.shape[-1] if x.ndim > 1 else 1, rate, x.device)  # [d]; one coin for [B]
+        size = x.shape[-1] if x.ndim > 1 else 1  # one coin for each row of [B]
+        masks = self._by_draw(site, x.shape[0], lambda key: feature_mask(key, size, rate, x.device))  # [1 or B, d]
+        return masks.view(-1, *(1,) * (x.ndim - 2), size) if x.ndim > 1 else masks.squeeze(1)
 
     def _window_mask(self, shape: Sequence[int], rate: float, site: str, device: torch.device) -> Tensor:
         if self._fresh is not None:
             self.fired += 1
             return fresh_mask(shape, rate, self._fresh(device))
         # Counted from the window's end: columns for global tokens, of which batches have different numbers, come first.
-        return self._weight_mask((1, shape[2], 1, shape[3]), rate, site, device, None).transpose(1, 2).flip(-1)
+        return self._weight_mask((shape[0], shape[2], 1, shape[3]), rate, site, device, None).transpose(1, 2).flip(-1)
 
     def _weight_mask(
         self, shape: Sequence[int], rate: float, site: str, device: torch.device, allowed: Tensor | None
     ) -> Tensor:
         """The mask for weights [B, *H, L, S], of which those that are allowed, [B, H, L, S] or fewer, are not 0."""
-        self.fired += 1
         if self._fresh is not None:
+            self.fired += 1
             return fresh_mask(shape, rate, self._fresh(device))
         queries, keys = shape[-2:]
         heads = math.prod(shape[1:-2])
@@ -235,10 +300,22 @@ class DrawnNetwork(TorchFunctionMode):
         is_last = queries == 1 < keys and self._generates and not is_cross  # after keys of earlier calls
         places = _places(allowed, queries, keys, is_cross, is_last, device)
         if places is not None:
-            return placed_attention_mask(site, heads, *places, rate)
-        return attention_mask(site, heads, 1 if is_cross else queries, keys, rate, device).view(
-            1, *shape[1:-2], -1, keys
+            return self._placed_mask(site, shape[0], heads, *places, rate)
+        masks = self._by_draw(  # [1 or B, heads, L, S]
+            site, shape[0], lambda key: attention_mask(key, heads, 1 if is_cross else queries, keys, rate, device)
         )
+        return masks.view(-1, *shape[1:-2], masks.shape[-2], keys)
+
+    def _placed_mask(self, site: str, rows: int, heads: int, queries: Tensor, keys: Tensor, rate: float) -> Tensor:
+        """The mask of weights whose queries [B or 1, L] and keys [B or 1, S] stand at places of their own."""
+        self._note(site, rows)
+        draws, each = len(self._keys), rows // len(self._keys)
+        masks = []
+        for draw, key in enumerate(self._keys):
+            here = slice(draw * each, (draw + 1) * each)
+            own = (queries if len(queries) == 1 else queries[here], keys if len(keys) == 1 else keys[here])
+            masks.append(placed_attention_mask(f"{key}/{site}", heads, *own, rate))  # [B/k or 1, heads, L, S]
+        return masks[0] if draws == 1 else torch.cat([mask.expand(each, -1, -1, -1) for mask in masks])
 
 
 def _places(

@@ -34,6 +34,7 @@ class ForwardPass:
     Attributes:
         count: Passes begun.
         stack: What is running, the innermost last.
+        layer: Number of the layer entered last, as a `Moment` has it.
     """
 
     def __init__(self, model: nn.Module, layers: list[list[nn.Module]]) -> None:
@@ -42,7 +43,7 @@ class ForwardPass:
         self._names = {id(module): name for name, module in model.named_modules()}
         self._layers = layers
         self._layer_of = {id(module): index for index, layer in enumerate(layers) for module in layer}
-        self._layer = -1
+        self.layer = -1
 
     def has(self, module: nn.Module) -> bool:
         """Whether the module is a part of the model."""
@@ -52,15 +53,15 @@ class ForwardPass:
         """A module begins."""
         if not self.stack:
             self.count += 1
-            self._layer = -1
-        self._layer = self._layer_of.get(id(module), self._layer)
+            self.layer = -1
+        self.layer = self._layer_of.get(id(module), self.layer)
         self.stack.append(Call(module, self._names[id(module)], arguments))
 
     def leave(self) -> Call:
         """The innermost module ends."""
         call = self.stack.pop()
         if self._layers and call.module is self._layers[-1][-1]:
-            self._layer = len(self._layers)
+            self.layer = len(self._layers)
         return call
 
     def is_layer(self, call: Call) -> bool:
@@ -83,4 +84,4 @@ class ForwardPass:
     @property
     def moment(self) -> Moment:
         """Where the pass is now."""
-        return Moment(self.stack[-1].path if self.stack else "", self._layer, len(self._layers))
+        return Moment(self.stack[-1].path if self.stack else "", self.layer, len(self._layers))

@@ -44,7 +44,7 @@ def expected(trainer: BaalTransformersTrainer, dataset: Dataset, iterations: int
             with torch.inference_mode(), trainer.posterior.draw(trainer.model, t):
                 passes.append(trainer.probabilities(trainer.model(**batch).logits))
         answers.append(torch.stack(passes, -1).cpu())
-    return concatenated(iter(answers), len(dataset))
+    return concatenated(iter(answers))
 
 
 def expected_features(trainer: BaalTransformersTrainer, dataset: Dataset, name: str) -> np.ndarray:

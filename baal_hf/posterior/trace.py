@@ -1,0 +1,74 @@
+"""What the first draw of a batch shows the draws after it: the work that no mask touches, and which rows masks are for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Part:
+    """A module that ended before the first mask, and where the pass then was.
+
+    Attributes:
+        output: What it returned.
+        sites: Paths of the dropout calls inside it, none of which dropped anything.
+        layer: The layer that the pass was in.
+        weights: What the last softmax had returned.
+    """
+
+    output: Any
+    sites: Sequence[str]
+    layer: int
+    weights: Tensor | None
+
+
+class Trace:
+    """A record of one draw's pass of one batch. It holds for that batch and those weights, and for no other.
+
+    Attributes:
+        parts: The modules that ended before the first mask, by path; of modules inside one another the outermost.
+        sizes: First axis of what was masked, by site.
+        share: How much of the pass came before the first mask: the share of the modules that were run.
+        is_recorded: Whether the pass is over.
+    """
+
+    def __init__(self) -> None:
+        self.parts: dict[str, Part] = {}
+        self.sizes: dict[str, int] = {}
+        self.share = 0.0
+        self.is_recorded = False
+        self._entered: Counter[str] = Counter()
+        self._before = 0
+        self._open: list[int] = []
+
+    def enter(self, path: str) -> None:
+        """A module begins."""
+        self._entered[path] += 1
+        self._open.append(len(self.parts))
+
+    def leave(self, path: str, part: Part | None) -> None:
+        """A module ends; `part` is None once there was a mask."""
+        inside = self._open.pop()
+        if part is None:
+            return
+        self._before += 1
+        for inner in list(self.parts)[inside:]:
+            del self.parts[inner]
+        self.parts[path] = part
+
+    def close(self, passes: int) -> None:
+        """The draw ends. What cannot be told apart later is left out: modules run twice, several passes."""
+        self.is_recorded = True
+        self.share = self._before / max(1, self._entered.total())
+        self.parts = {path: part for path, part in self.parts.items() if self._entered[path] == 1 and passes == 1}
+        if passes != 1:
+            self.sizes.clear()
+
+
+class UnstackableError(RuntimeError):
+    """A mask is for something that has no axis of rows, so draws cannot be stacked along it."""

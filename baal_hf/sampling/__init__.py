@@ -1,0 +1,28 @@
+"""The engine: model x rows x T draws -> predictions or scores keyed by row; one process or many."""
+
+from baal_hf.sampling.adaptive import adaptive_top_rows
+from baal_hf.sampling.batches import token_lengths
+from baal_hf.sampling.engine import Chunk, Sampler, Value, check_iterations, concatenated
+from baal_hf.sampling.manifest import described, model_digest, rows_digest
+from baal_hf.sampling.passes import Forward
+from baal_hf.sampling.scores import check_ranking, scoring, top_rows
+from baal_hf.sampling.stored import Folder, sample_to_store
+
+__all__ = [
+    "Chunk",
+    "Folder",
+    "Forward",
+    "Sampler",
+    "Value",
+    "adaptive_top_rows",
+    "check_iterations",
+    "check_ranking",
+    "concatenated",
+    "described",
+    "model_digest",
+    "rows_digest",
+    "sample_to_store",
+    "scoring",
+    "token_lengths",
+    "top_rows",
+]

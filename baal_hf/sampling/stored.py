@@ -1,0 +1,80 @@
+"""Sampling into a store on disk: what is there already is not done again."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from baal_hf.sampling.engine import Sampler, Value
+from baal_hf.store import ArrayStore
+
+Folder = str | os.PathLike[str]
+
+
+def sample_to_store(
+    sampler: Sampler,
+    dataset: Any,
+    draws: Sequence[int],
+    folder: Folder,
+    manifest: Callable[[], dict[str, Any]],
+    accelerator: Accelerator,
+    *,
+    value: Value | None = None,
+    half: bool = False,
+) -> ArrayStore:
+    """What a sampler keeps of each chunk, in a store; chunks that are there whole already are not done again.
+
+    The main process opens and writes the store, which every process then can read.
+
+    Args:
+        sampler: Predicts.
+        dataset: Has a length and rows.
+        draws: Numbers of the draws.
+        folder: Of the store; made if it is not there.
+        manifest: What the result depends on; asked for on the main process.
+        accelerator: Of the sampler.
+        value: What is kept of a batch.
+        half: Store float16.
+
+    Returns:
+        The whole store.
+
+    Raises:
+        ValueError: The store was made of something else, as the message says.
+        OSError: The folder cannot be written, or the disk is full; what is done is kept.
+    """
+    store: ArrayStore | None = None
+    plan: list[Any] = [None, 0, []]  # an error for every process, rows of a chunk, chunks that are missing
+    if accelerator.is_main_process:
+        try:
+            rows = _chunk_rows(Path(folder)) or sampler.store_rows(dataset)
+            store = ArrayStore(folder, {"rows": len(dataset), "chunk_rows": rows, **manifest()})
+            plan = [None, rows, store.missing()]
+        except (ValueError, OSError) as error:
+            plan = [error, 0, []]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(plan)
+    refusal, rows, missing = plan
+    if refusal is not None:
+        raise refusal
+    if missing:
+        for chunk in sampler.chunks(dataset, draws, value, rows, set(missing)):
+            if store is not None:
+                store.write(chunk.number, chunk.values.numpy().astype(np.float16 if half else np.float32))
+    accelerator.wait_for_everyone()
+    return store or ArrayStore(folder)
+
+
+def _chunk_rows(folder: Path) -> int | None:
+    """Rows of a chunk as the store has them, which a run with another batch size goes on with."""
+    try:
+        return int(json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["chunk_rows"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # there is none, or it is broken, which the store says better
