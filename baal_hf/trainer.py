@@ -197,8 +197,8 @@ class BaalTransformersTrainer(Trainer):
             Positions in the dataset, most informative first, int64 [K], and their scores [K].
 
         Raises:
-            ValueError: As for `score_dataset`; K is not in 1 .. N; a stream or `adaptive` with a heuristic that does not
-                rank by its scores alone, or `adaptive` with one that needs more than predictions.
+            ValueError: As for `score_dataset`; K is not in 1 .. N; a stream or `adaptive` with a heuristic that
+                does not rank by its scores alone, or `adaptive` with one that needs more than predictions.
             TypeError: As for `score_dataset`.
         """
         heuristic = _heuristic(heuristic)

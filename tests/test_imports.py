@@ -30,7 +30,8 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 SHARED = {
     "heuristics": {"base", "batch", "clusters", "distances", "draws", "greedy", "labels", "reductions"},
     "posterior": {
-        *("answers", "base", "branches", "masks", "network", "passes", "places", "report", "switches", "trace", "weights"),
+        *("answers", "base", "branches", "masks", "network", "passes", "places", "report", "switches", "trace"),
+        "weights",
     },
 }
 SIBLINGS = {

@@ -105,8 +105,8 @@ class MCDropout:
         """`draw` for passes of one batch, each of which spares the next some work.
 
         The first pass, of one draw, fills the trace. A later one of one draw does not compute again what comes before
-        the first mask. A later one of several draws is given the rows that many times: [x for draw 0, x for draw 1, ..].
-        Independent masks (`masks="fresh"`) leave the trace empty.
+        the first mask. A later one of several draws is given the rows that many times: all for the first draw, all for
+        the second, ... Independent masks (`masks="fresh"`) leave the trace empty.
 
         Raises:
             UnstackableError: The model drops out something that has no axis of rows, so draws cannot be stacked.

@@ -209,9 +209,12 @@ class DrawnNetwork(TorchFunctionMode):
         self.fired += 1
         if self._trace is not None and self._records:
             self._trace.sizes[site] = rows
-        elif self._trace is not None and len(self._keys) > 1:
-            if rows != len(self._keys) * self._trace.sizes.get(site, -1):
-                raise UnstackableError(f"The dropout {site} is for something that has no axis of rows.")
+        elif (
+            self._trace is not None
+            and len(self._keys) > 1
+            and rows != len(self._keys) * self._trace.sizes.get(site, -1)
+        ):
+            raise UnstackableError(f"The dropout {site} is for something that has no axis of rows.")
 
     def attention_rate(self, p: float) -> float:
         """The rate of attention dropout that is configured with `p`, here and now."""

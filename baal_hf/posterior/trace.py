@@ -1,16 +1,17 @@
-"""What the first draw of a batch shows the draws after it: the work that no mask touches, and which rows masks are for."""
+"""What the first draw of a batch shows the draws after it: work that no mask touches, and what masks are for."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass
 class Part:
     """A module that ended before the first mask, and where the pass then was.
 
@@ -25,6 +26,16 @@ class Part:
     sites: Sequence[str]
     layer: int
     weights: Tensor | None
+
+    def __post_init__(self) -> None:
+        self.sums = self._sums()
+
+    def is_as_it_was(self) -> bool:
+        """Whether the model has gone on without writing over what the module returned."""
+        return all(torch.equal(before, now) for before, now in zip(self.sums, self._sums(), strict=True))
+
+    def _sums(self) -> list[Tensor]:
+        return [tensor.sum() for tensor in _tensors(self.output)]
 
 
 class Trace:
@@ -62,12 +73,23 @@ class Trace:
         self.parts[path] = part
 
     def close(self, passes: int) -> None:
-        """The draw ends. What cannot be told apart later is left out: modules run twice, several passes."""
+        """The draw ends. What cannot be used again is left out: modules run twice, several passes, changed outputs."""
         self.is_recorded = True
         self.share = self._before / max(1, self._entered.total())
-        self.parts = {path: part for path, part in self.parts.items() if self._entered[path] == 1 and passes == 1}
         if passes != 1:
             self.sizes.clear()
+        if passes != 1 or not all(part.is_as_it_was() for part in self.parts.values()):
+            self.parts.clear()
+        self.parts = {path: part for path, part in self.parts.items() if self._entered[path] == 1}
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    """The tensors in what a module returned."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, Mapping | list | tuple):
+        for part in output.values() if isinstance(output, Mapping) else output:
+            yield from _tensors(part)
 
 
 class UnstackableError(RuntimeError):

@@ -22,6 +22,7 @@ Forward = Callable[[nn.Module, Any], Tensor]
 
 # Share of a pass before the first mask from which on it is worth keeping.
 _WORTH_KEEPING = 0.1
+_KEPT, _STACKED = "keep what comes before the first mask", "are stacked"
 _TOLERANCE = 1e-4  # of probabilities, between a pass that was spared some work and one that was not
 
 
@@ -85,7 +86,7 @@ class Passes:
         yield self._traced(batch, [first], trace, "whole")
         if trace.parts and trace.share >= _WORTH_KEEPING and self._reuses is not False:
             parts = [self._traced(batch, [t], trace, "reused") for t in rest]
-            self._reuses = self._reuses or self._agrees("kept", batch, rest[-1], parts[-1])
+            self._reuses = self._reuses or self._agrees(_KEPT, batch, rest[-1], parts[-1])
             if self._reuses:
                 yield from parts
                 return
@@ -119,7 +120,7 @@ class Passes:
                 if self._stacks is None:
                     with torch.autocast(self._accelerator.device.type, enabled=False):  # rounding must not hide masks
                         whole = self._traced(repeated, here, trace, "stacked")
-                        self._stacks = self._agrees("stacked", batch, here[-1], whole[..., -1:])
+                        self._stacks = self._agrees(_STACKED, batch, here[-1], whole[..., -1:])
             except UnstackableError as error:
                 logger.debug("Draws are not stacked: %s", error)
                 self._stacks = False
@@ -134,7 +135,7 @@ class Passes:
             alone.isclose(shared, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True).all()
         )
         if not same:
-            logger.info("%s does not give the same when draws are %s: they are run alone.", type(self._model), how)
+            logger.info("%s does not give the same when draws %s: they are run alone.", type(self._model).__name__, how)
         return same
 
 
