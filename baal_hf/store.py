@@ -118,6 +118,7 @@ class ArrayStore:
             IndexError: There is no such chunk.
             OSError: It cannot be written; the errno is the system's.
         """
+        number = operator.index(number)  # NumPy's integers, too
         rows = self.rows_of(number)
         if not isinstance(array, np.ndarray) or array.dtype.name not in DTYPES:
             came = array.dtype.name if isinstance(array, np.ndarray) else type(array).__name__
@@ -220,7 +221,7 @@ class ArrayStore:
         except FileNotFoundError:
             raise RuntimeError(f"Chunk {number} of {self._name} is missing. Finish the run that writes it.") from None
         except ValueError as error:  # what NumPy says of a file that is not the one it was
-            raise self._damage(number, str(error)) from error
+            raise self._damage(number, str(error).rstrip(".")) from error
         expected = len(self.rows_of(number))
         if chunk.shape[:1] != (expected,):
             raise self._damage(number, f"it has an array {list(chunk.shape)} for n = {expected} rows")

@@ -175,7 +175,7 @@ class BaalTransformersTrainer(Trainer):
         query_size: int,
         *,
         adaptive: bool = False,
-        error_rate: float = 0.01,
+        error_rate: float = 0.005,
         ignore_keys: Sequence[str] | None = None,
         **arrays: Any,
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -188,8 +188,7 @@ class BaalTransformersTrainer(Trainer):
             query_size: Number of rows, K.
             adaptive: Give no more draws to a row once a test says that it will not be among the K best. The rows that
                 stay have all T draws, and their own scores.
-            error_rate: Of one such test, that it calls a row out that is not; a row is out where it fails against each
-                of the K rows that are ahead.
+            error_rate: Of the test that a row lies below another; a row is out when it lies below K others.
             ignore_keys: As for `predict_on_dataset`.
             **arrays: As for `score_dataset`.
 

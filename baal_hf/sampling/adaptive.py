@@ -80,10 +80,10 @@ def adaptive_top_rows(
 def can_be_best(predictions: Tensor, score: Score, query_size: int, iterations: int, error_rate: float) -> NumpyArray:
     """Which rows may be among the K best once all T draws are there, by the t draws that are.
 
-    All rows share the draws, so scores differ by less than each is unsure. A row is out when it is below each of the
-    K rows that are ahead now, by a one-sided t-test of the paired differences of jackknife pseudo-values
+    All rows share the draws, so their differences are surer than their scores. A row is out when K of the 2K rows that
+    are ahead now are above it, by a one-sided t-test of the paired differences of jackknife pseudo-values
     P_ij = t s_i - (t - 1) s_i(without draw j)    (Tukey, 1958),
-    whose variance is that of a sample of t out of T: σ²/t (1 - t/T).
+    whose mean over the t draws, a sample of T, has the variance σ²/t (1 - t/T).
 
     Args:
         predictions: [n, C, *S, t], t > 2.
@@ -99,15 +99,16 @@ def can_be_best(predictions: Tensor, score: Score, query_size: int, iterations: 
     scores = score(predictions).double()  # [n]
     others = [score(predictions[..., [i for i in range(t) if i != j]]).double() for j in range(t)]
     pseudo = t * scores[:, None] - (t - 1) * torch.stack(others, 1)  # [n, t]
-    ahead = pseudo[torch.from_numpy(descending(scores, "Adaptive scoring")[:query_size])]  # [K, t]
+    best = torch.from_numpy(descending(scores, "Adaptive scoring"))  # [n]
+    ahead = pseudo[best[: 2 * query_size]]  # [2K, t]
     bound = student_quantile(1 - error_rate, t - 1) * ((1 - t / iterations) / t) ** 0.5
     size = max(1, _NUMBERS_AT_ONCE // ahead.numel())
     out = []
     for part in torch.split(pseudo, size):
-        lead = ahead - part[:, None]  # [m, K, t]
-        out.append((lead.mean(-1) > bound * lead.std(-1)).all(1))
-    may = ~torch.cat(out).numpy()  # [n]
-    may[descending(scores, "Adaptive scoring")[:query_size]] = True
+        lead = ahead - part[:, None]  # [m, 2K, t]
+        out.append((lead.mean(-1) > bound * lead.std(-1)).sum(1) >= query_size)
+    may: NumpyArray = ~torch.cat(out).numpy()  # [n]
+    may[best[:query_size].numpy()] = True
     return may
 
 

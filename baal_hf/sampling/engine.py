@@ -31,7 +31,7 @@ Progress = Callable[[int | None, int], AbstractContextManager[Callable[[int], No
 """(rows or None, draws) -> a context to do them in, whose value is told of rows that are done."""
 
 _CHUNK_ROWS = 1024  # rows that are grouped by length together, and come back together
-_STORED_BATCHES = 16  # of rows without a length, in a chunk of a store
+_STORED_ROWS, _STORED_BATCHES = 2048, 64  # rows, or batches where rows have no length, of a chunk of a store
 _NAMED = 10  # rows that an error names
 
 
@@ -144,7 +144,7 @@ class Sampler:
 
     def store_rows(self, dataset: Any) -> int:
         """Rows of a chunk that a store is to have, on any number of processes."""
-        return _CHUNK_ROWS if self._lengths(dataset) is not None else _STORED_BATCHES * self._batch_size
+        return _STORED_ROWS if self._lengths(dataset) is not None else _STORED_BATCHES * self._batch_size
 
     def _chunks(
         self, dataset: Any, draws: Sequence[int], value: Value, chunk_rows: int | None, only: Container[int] | None

@@ -144,9 +144,7 @@ def test_what_does_not_agree_is_given_up(caplog: pytest.LogCaptureFixture) -> No
     shared = passes(Counting().eval(), MCDropout())
     with caplog.at_level(logging.INFO, logger="baal_hf"):
         shared([torch.rand(6, 4)], DRAWS)
-    assert "Counting does not give the same when draws are kept" in caplog.text.replace("<class '", "").replace(
-        "'>", ""
-    )
+    assert "Counting does not give the same when draws keep what comes before the first mask" in caplog.text
     before = dict(shared.counts)
     shared([torch.rand(6, 4)], DRAWS)
     assert shared.counts["reused"] == before["reused"]
