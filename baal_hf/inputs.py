@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import datasets
@@ -62,7 +63,12 @@ def model_columns(dataset: Any, collator: InputCollator, model: str) -> Any:
 def input_names(model: nn.Module) -> set[str]:
     """What the model's forward takes."""
     base = getattr(model, "get_base_model", lambda: model)()  # the forward of a PEFT model takes anything
-    return set(inspect.signature(base.forward).parameters)
+    return _parameters(type(base).forward)
+
+
+@cache
+def _parameters(forward: Callable[..., Any]) -> set[str]:
+    return set(inspect.signature(forward).parameters) - {"self"}
 
 
 def checked_lengths(dataset: Any, model: nn.Module) -> NumpyArray | None:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer
@@ -23,6 +22,7 @@ from baal_hf.heuristics import AbstractHeuristic, get_heuristic
 from baal_hf.heuristics.base import checked_size
 from baal_hf.inputs import InputCollator, checked_lengths, input_names, model_columns
 from baal_hf.posterior import BayesianModule, Deterministic, MCDropout, Posterior, unpatch_module
+from baal_hf.posterior.base import unwrapped
 from baal_hf.posterior.patching import patched_posterior
 from baal_hf.sampling import (
     Folder,
@@ -263,7 +263,7 @@ class BaalTransformersTrainer(Trainer):
         """
         if logits.ndim == 3:
             logits = logits.movedim(-1, 1)  # [B, C, S]
-        return probabilities(logits, _problem_type(extract_model_from_parallel(self.model, keep_torch_compile=False)))
+        return probabilities(logits, _problem_type(unwrapped(self.model)))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
         """Load weights into the model and start optimizer and schedule anew, those given to the trainer too."""
@@ -320,7 +320,7 @@ class BaalTransformersTrainer(Trainer):
         self, dataset: Any, posterior: Posterior, forward: Forward, shown_as: str = "draws"
     ) -> tuple[Sampler, Any]:
         """The engine for this trainer's model, and the rows without what does not reach it."""
-        model = extract_model_from_parallel(self.model, keep_torch_compile=False)
+        model = unwrapped(self.model)
         inputs = input_names(model) if self.args.remove_unused_columns else None
         collator = InputCollator(self.data_collator, {"label", "labels", "label_ids", *self.label_names}, inputs)
         sampler = Sampler(
@@ -357,7 +357,7 @@ class BaalTransformersTrainer(Trainer):
                 "iterations": int(iterations),
                 "posterior": described(self.posterior),
                 "precision": [self.accelerator.mixed_precision, self.args.fp16_full_eval, self.args.bf16_full_eval],
-                "weights": model_digest(extract_model_from_parallel(self.model, keep_torch_compile=False)),
+                "weights": model_digest(unwrapped(self.model)),
                 "dataset": rows_digest(rows),
             }
 

@@ -76,10 +76,11 @@ def opened(posterior: Posterior, model: nn.Module, t: int) -> Iterator[nn.Module
     if posterior.size is not None and t >= posterior.size:
         draws = f"{posterior.size} draw{'s' if posterior.size > 1 else ''}, numbered from 0"
         raise ValueError(f"{type(posterior).__name__} has {draws}, got t={t}. MCDropout has any number.")
-    if any(isinstance(part, DataParallel) for part in model.modules()):
+    whole = list(model.modules())
+    if any(isinstance(part, DataParallel) for part in whole):
         raise TypeError(f"{type(posterior).__name__} cannot reach the replicas of nn.DataParallel: pass its `.module`.")
-    bare: nn.Module = extract_model_from_parallel(model, keep_torch_compile=False)
-    thread, parts = threading.get_ident(), {id(part) for part in bare.modules()}
+    bare = unwrapped(model)
+    thread, parts = threading.get_ident(), {id(part) for part in (whole if bare is model else bare.modules())}
     with _open_draws_lock:
         if thread in _open_draws or any(parts & others for others in _open_draws.values()):
             raise RuntimeError("A posterior draw is open already: close its `with` block before the next draw.")
@@ -90,6 +91,14 @@ def opened(posterior: Posterior, model: nn.Module, t: int) -> Iterator[nn.Module
     finally:
         with _open_draws_lock:
             del _open_draws[thread]
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model that others are wrapped around: for training on many devices, or compiled."""
+    if not hasattr(model, "module") and not hasattr(model, "_orig_mod"):  # to look at each part takes a millisecond
+        return model
+    bare: nn.Module = extract_model_from_parallel(model, keep_torch_compile=False)
+    return bare
 
 
 def _uncompiled() -> AbstractContextManager[object]:

@@ -86,12 +86,12 @@ def fresh_mask(shape: Sequence[int], p: float, generator: torch.Generator) -> Te
 
 
 # What is cached is the coins, a byte each, in main memory; an accelerator holds a mask only while it is used.
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=2**14)
 def _kept_features(key: str, size: int, p: float) -> Tensor:
     return _coins(kept(key, size, p))
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=2**12)
 def _kept_distances(key: str, heads: int, length: int, p: float) -> Tensor:
     # Drawn in the order of distances 0, 1, −1, 2, −2, ...: the numbers of a shorter mask begin those of a longer one.
     outward = np.concatenate([np.arange(2 * length - 2, 0, -2), np.arange(0, 1), np.arange(1, 2 * length - 2, 2)])

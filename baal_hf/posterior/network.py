@@ -63,7 +63,6 @@ class DrawnNetwork(TorchFunctionMode):
         check_places(model, rates, len(layers))
         self.forward = ForwardPass(model, layers)
         self.fired = 0
-        self._model = model
         self._keys = keys
         self._rates = rates
         self._fresh = fresh
@@ -85,8 +84,8 @@ class DrawnNetwork(TorchFunctionMode):
             register_module_forward_hook(self._leave, always_call=True),
         ]
         reused = self._trace.parts if self._trace is not None and not self._records and len(self._keys) == 1 else {}
-        modules = {path: module for path, module in self._model.named_modules() if path in reused}
-        own = {path: vars(module).get("forward") for path, module in modules.items()}
+        modules = self.forward.parts(reused) if reused else {}
+        own: dict[str, Any] = {path: vars(module).get("forward") for path, module in modules.items()}
         try:
             for path, module in modules.items():
                 module.forward = partial(self._resumed, reused[path])

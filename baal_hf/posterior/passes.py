@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,10 +41,15 @@ class ForwardPass:
     def __init__(self, model: nn.Module, layers: list[list[nn.Module]]) -> None:
         self.count = 0
         self.stack: list[Call] = []
-        self._names = {id(module): name for name, module in model.named_modules()}
+        self._modules = list(model.named_modules())
+        self._names = {id(module): name for name, module in self._modules}
         self._layers = layers
         self._layer_of = {id(module): index for index, layer in enumerate(layers) for module in layer}
         self.layer = -1
+
+    def parts(self, paths: Container[str]) -> dict[str, nn.Module]:
+        """The modules of these names."""
+        return {path: module for path, module in self._modules if path in paths}
 
     def has(self, module: nn.Module) -> bool:
         """Whether the module is a part of the model."""

@@ -98,7 +98,7 @@ def dropout_report(model: nn.Module) -> DropoutReport:
 
 def foreign_kernel(model: nn.Module) -> str | None:
     """The attention kernel of a model if it is one that masks do not reach: it drops out by itself, or not at all."""
-    configurations = {id(config): config for module in model.modules() if (config := getattr(module, "config", None))}
+    configurations = {id(config): config for module in model.modules() if (config := vars(module).get("config"))}
     kernels = (getattr(config, "_attn_implementation", None) for config in configurations.values())
     return next((str(kernel) for kernel in kernels if kernel not in _REACHED_KERNELS), None)
 

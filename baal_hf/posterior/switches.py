@@ -12,7 +12,7 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from types import FunctionType
@@ -97,20 +97,26 @@ def _calls_dropout(node: ast.AST) -> bool:
 @contextmanager
 def drawing_flags(model: nn.Module) -> Iterator[None]:
     """Evaluation mode everywhere except in modules that gate a dropout; every flag as before on leaving."""
-    with evaluation_flags(model):
-        for module in model.modules():
-            module.training = gates_dropout(type(module))  # type: ignore[arg-type]
+    with _flags(model, lambda kind: gates_dropout(kind)):  # type: ignore[arg-type]
         yield
 
 
 @contextmanager
 def evaluation_flags(model: nn.Module) -> Iterator[None]:
     """Evaluation mode everywhere; every flag as before on leaving."""
-    before = [(module, module.training) for module in model.modules()]
+    with _flags(model, lambda kind: False):
+        yield
+
+
+@contextmanager
+def _flags(model: nn.Module, wanted: Callable[[type[nn.Module]], bool]) -> Iterator[None]:
+    """The flag of each module as its class wants it; every flag as before on leaving."""
+    changed = [module for module in model.modules() if module.training is not wanted(type(module))]
+    before = [module.training for module in changed]
     try:
-        for module, _ in before:
-            module.training = False
+        for module in changed:
+            module.training = wanted(type(module))
         yield
     finally:
-        for module, training in before:
+        for module, training in zip(changed, before, strict=True):
             module.training = training

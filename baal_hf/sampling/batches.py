@@ -123,15 +123,49 @@ def turns(source: Source, limits: Limits, process: int, processes: int) -> Itera
     The longest rows come first, so that memory runs out at once or not at all.
     """
     lengths, first = source.lengths, source.rows.start
-    order = np.asarray(source.rows) if lengths is None else first + np.argsort(-lengths, kind="stable")
+    order = np.arange(len(source.rows)) if lengths is None else np.argsort(-lengths, kind="stable")
+    ends = [len(order)] if lengths is None else cuts(lengths[order], limits.tokens * processes)
     start = 0
     while start < len(order):
-        width = None if lengths is None else int(lengths[order[start] - first])
-        together = order[start : start + limits.rows(width) * processes]
-        start += len(together)
+        width = None if lengths is None else int(lengths[order[start]])
+        end = min(start + limits.rows(width) * processes, next(end for end in ends if end > start))
+        together = first + order[start:end]
+        start = end
         mine = together[process::processes]
         counts = len(mine) > 0
         yield Turn(source, mine if counts else together[:1], width, counts, len(together), start == len(order))
+
+
+def cuts(lengths: NumpyArray, tokens: int) -> list[int]:
+    """Where to end batches of rows whose lengths fall, so that padding and the number of batches together cost least.
+
+    A batch that begins at row i and has m rows costs m times length i, all its tokens with padding, which are at most
+    `tokens`, and a sixteenth of `tokens` for its own sake. The least of the sums is found exactly, row by row.
+
+    Args:
+        lengths: Of each row, the longest first, int64 [n].
+        tokens: Of a batch at most, unless a single row has more.
+
+    Returns:
+        The end of each batch, the last being n.
+
+    >>> cuts(np.array([100, 100, 10, 10, 10]), 1000)
+    [2, 5]
+    """
+    n = len(lengths)
+    costs = np.full(n + 1, np.inf)  # of the rows before each place
+    costs[0] = 0
+    begins = np.zeros(n + 1, dtype=np.int64)  # of the batch that ends there
+    for row, width in enumerate(np.maximum(lengths, 1).tolist()):
+        rows = np.arange(1, min(n - row, max(1, tokens // width)) + 1)
+        ahead = costs[row] + tokens / 16 + width * rows
+        better = ahead < costs[row + 1 : row + 1 + len(rows)]
+        costs[row + 1 : row + 1 + len(rows)][better] = ahead[better]
+        begins[row + 1 : row + 1 + len(rows)][better] = row
+    ends = [n]
+    while begins[ends[-1]] > 0:
+        ends.append(int(begins[ends[-1]]))
+    return ends[::-1]
 
 
 def loaded(dataset: Any, planned: Iterator[Turn], first_row: int, **loader: Any) -> Iterator[tuple[Turn, Any]]:

@@ -20,7 +20,7 @@ from torch.utils.data import IterableDataset
 from baal_hf.arrays import NumpyArray
 from baal_hf.posterior import Posterior
 from baal_hf.sampling.batches import Lengths, Limits, Turn, indexed, loaded, streamed, token_budget, turns
-from baal_hf.sampling.passes import Forward, Passes, without_inference_tensors
+from baal_hf.sampling.passes import Forward, Passes, keep_freed_memory, without_inference_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -151,6 +151,7 @@ class Sampler:
     ) -> Iterator[Chunk]:
         tokens = self._max_tokens or token_budget(self._model, self._accelerator.device, len(draws))
         limits = Limits(self._batch_size, tokens)
+        keep_freed_memory()
         rows, batches = self._batches(dataset, limits, chunk_rows, only)
         started, done = time.perf_counter(), 0
         parts: list[tuple[NumpyArray, Tensor]] = []
