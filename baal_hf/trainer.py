@@ -160,6 +160,8 @@ class BaalTransformersTrainer(Trainer):
             OSError: The store cannot be written; what is done is kept.
         """
         heuristic = _heuristic(heuristic)
+        if "predictions" not in heuristic.needs:
+            return heuristic.get_uncertainties(None if heuristic.needs else dataset, **arrays)
         sampler, rows = self._predicting(dataset, iterations, ignore_keys)
         value = scoring(heuristic, arrays)
         if store is not None:
@@ -183,7 +185,8 @@ class BaalTransformersTrainer(Trainer):
 
         Args:
             dataset: Rows to rank, usually a pool; a stream, too, of which only K scores are held.
-            heuristic: As for `score_dataset`.
+            heuristic: Ranks rows; a name or a heuristic. One that looks at all rows together is given the predictions
+                of all: for a large pool, `Prefiltered(BatchBALD())` holds those of the best by a first score.
             iterations: Number of draws, T.
             query_size: Number of rows, K.
             adaptive: Give no more draws to a row once a test says that it will not be among the K best. The rows that
@@ -196,11 +199,15 @@ class BaalTransformersTrainer(Trainer):
             Positions in the dataset, most informative first, int64 [K], and their scores [K].
 
         Raises:
-            ValueError: As for `score_dataset`; K is not in 1 .. N; a stream or `adaptive` with a heuristic that
-                does not rank by its scores alone, or `adaptive` with one that needs more than predictions.
+            ValueError: As for `predict_on_dataset`; K is not in 1 .. N; a stream with a heuristic that samples or
+                shuffles its ranking, or `adaptive` with one that does not rank by scores from predictions alone.
             TypeError: As for `score_dataset`.
         """
         heuristic = _heuristic(heuristic)
+        if heuristic.rows_together and not adaptive:
+            parts = self.predict_on_dataset_generator(dataset, iterations, ignore_keys=ignore_keys)
+            ranks, scores = heuristic.get_ranks(parts, query_size, **arrays)
+            return ranks[:query_size], scores[ranks[:query_size]]
         if not adaptive and hasattr(dataset, "__len__"):
             checked_size(query_size, len(dataset), heuristic.name)
             scores = self.score_dataset(dataset, heuristic, iterations, ignore_keys=ignore_keys, **arrays)

@@ -36,6 +36,7 @@ SHARED = {
 }
 SIBLINGS = {
     ("heuristics.batchbald", "heuristics.disagreement"): "the first pick is BALD's",
+    ("heuristics.prefiltered", "heuristics.disagreement"): "the filter is BALD unless one says",
     ("heuristics.stochastic", "heuristics.disagreement"): "PowerBALD is PowerSampling by BALD",
     ("heuristics.stochastic", "heuristics.uncertainty"): "PowerEntropy is PowerSampling by Entropy",
     ("posterior.patching", "posterior.dropout"): "patch_module is MCDropout, left in place",

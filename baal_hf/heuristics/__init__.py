@@ -33,6 +33,7 @@ from baal_hf.heuristics.multilabel import (
     multi_label_bald,
     multi_label_entropy,
 )
+from baal_hf.heuristics.prefiltered import Prefiltered
 from baal_hf.heuristics.probcover import ProbCover, probcover
 from baal_hf.heuristics.random import Random
 from baal_hf.heuristics.reductions import quantile, reduced, top_k
@@ -108,6 +109,7 @@ __all__ = [
     "PowerEntropy",
     "PowerSampling",
     "Precomputed",
+    "Prefiltered",
     "ProbCover",
     "Random",
     "RankBALD",
@@ -191,8 +193,9 @@ def get_heuristic(name: str, *args: Any, **kwargs: Any) -> AbstractHeuristic:
         raise TypeError(f"get_heuristic needs a name, got {type(name).__name__}.")
     if name.lower() not in _BY_NAME:
         raise ValueError(f"get_heuristic needs a name out of {', '.join(available_heuristics())}, got {name!r}.")
-    if isinstance(kwargs.get("base_heuristic"), str):
-        kwargs["base_heuristic"] = get_heuristic(kwargs["base_heuristic"])
+    for argument in ("base_heuristic", "by"):
+        if isinstance(kwargs.get(argument), str):
+            kwargs[argument] = get_heuristic(kwargs[argument])
     if "heuristics" in kwargs:
         kwargs["heuristics"] = [get_heuristic(one) if isinstance(one, str) else one for one in kwargs["heuristics"]]
     return _BY_NAME[name.lower()](*args, **kwargs)

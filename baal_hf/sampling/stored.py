@@ -48,8 +48,11 @@ def sample_to_store(
 
     Raises:
         ValueError: The store was made of something else, as the message says.
+        TypeError: The dataset has no length.
         OSError: The folder cannot be written, or the disk is full; what is done is kept.
     """
+    if not hasattr(dataset, "__len__"):
+        raise TypeError(f"A store needs a dataset with a length, got {type(dataset).__name__}.")
     store: ArrayStore | None = None
     plan: list[Any] = [None, 0, []]  # an error for every process, rows of a chunk, chunks that are missing
     if accelerator.is_main_process:

@@ -27,6 +27,7 @@ MADE_WITH: dict[str, dict[str, Any]] = {
     "combineheuristics": {"heuristics": ["bald", "margin"]},
     "gibbssampling": {"base_heuristic": "bald"},
     "powersampling": {"base_heuristic": "margin"},
+    "prefiltered": {"base_heuristic": "batchbald", "by": "entropy"},
     "probcover": {"classes": C},
     "rankbasedsampling": {"base_heuristic": "entropy"},
     "withoutduplicates": {"base_heuristic": "bald"},
