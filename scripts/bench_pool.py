@@ -53,6 +53,7 @@ def quiet() -> None:
 
 def write_rows(folder: Path, size: int) -> None:
     """Tokenized texts, as many rows as asked for, in Arrow files."""
+    quiet()
     tokenizer = AutoTokenizer.from_pretrained(packaged_minilm())
     texts = train_and_test("bbc-news", None, "text", "label", 0)[0]["text"]
     lengths = np.random.default_rng(0).integers(16, 32, len(texts)).tolist()
@@ -110,9 +111,7 @@ def memory() -> None:
     """Peak memory and rate at each size, in each way."""
     with tempfile.TemporaryDirectory() as folder:
         write_rows(Path(folder, "rows"), max(SIZES))
-        print(
-            f"| {'what':<24} | {'rows':>9} | peak MB | more than at {SIZES[0]:,} rows | own MB at the end | rows a second |"
-        )
+        print(f"| what | rows | peak MB | more than at {SIZES[0]:,} rows | own MB at the end | rows a second |")
         print("|---|---|---|---|---|---|")
         for way in WAYS:
             first = 0.0
