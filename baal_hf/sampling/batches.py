@@ -228,6 +228,11 @@ def token_budget(model: nn.Module, device: torch.device, draws: int) -> int:
         tokens = _TOKENS_ON_ACCELERATOR
         free = torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 2**31
     widths = [module.out_features for module in model.modules() if isinstance(module, nn.Linear)]
-    vocabulary = getattr(model, "get_output_embeddings", lambda: None)()
-    logits = vocabulary.weight.shape[0] if vocabulary is not None else 0
-    return max(1, min(tokens, free // (4 * (16 * max(widths, default=1) + 2 * draws * logits))))
+    numbers = 16 * max(widths, default=1) + 2 * draws * vocabulary(model)
+    return max(1, min(tokens, free // (4 * numbers)))
+
+
+def vocabulary(model: nn.Module) -> int:
+    """For how many words the model gives each token a logit; 0 for models that do not predict words."""
+    words = getattr(model, "get_output_embeddings", lambda: None)()
+    return len(words.weight) if words is not None else 0

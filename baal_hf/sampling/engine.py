@@ -19,7 +19,17 @@ from torch.utils.data import IterableDataset
 
 from baal_hf.arrays import NumpyArray
 from baal_hf.posterior import Posterior
-from baal_hf.sampling.batches import Lengths, Limits, Turn, indexed, loaded, streamed, token_budget, turns
+from baal_hf.sampling.batches import (
+    Lengths,
+    Limits,
+    Turn,
+    indexed,
+    loaded,
+    streamed,
+    token_budget,
+    turns,
+    vocabulary,
+)
 from baal_hf.sampling.passes import Forward, Passes, keep_freed_memory, without_inference_tensors
 
 logger = logging.getLogger(__name__)
@@ -30,8 +40,8 @@ Value = Callable[[Tensor, NumpyArray], Tensor]
 Progress = Callable[[int | None, int], AbstractContextManager[Callable[[int], None]]]
 """(rows or None, draws) -> a context to do them in, whose value is told of rows that are done."""
 
-_CHUNK_ROWS = 1024  # rows that are grouped by length together, and come back together
-_STORED_ROWS, _STORED_BATCHES = 2048, 64  # rows, or batches where rows have no length, of a chunk of a store
+_CHUNK_ROWS = 2048  # rows that are grouped by length together, and come back together
+_STORED_BATCHES = 64  # of rows without a length, in a chunk of a store
 _NAMED = 10  # rows that an error names
 
 
@@ -123,8 +133,8 @@ class Sampler:
             draws: Numbers of the draws, T of them.
             value: What is kept of a batch's predictions; None keeps them. Padding, where `attention_mask` of the batch
                 is 0, is NaN in them.
-            chunk_rows: Rows of a chunk. By default 1,024 where rows have a length and a batch of all processes where
-                they have none.
+            chunk_rows: Rows of a chunk. By default 2,048, but a batch of all processes where rows have no length, or
+                where logits over a vocabulary are kept.
             only: Numbers of the chunks to do; None does all.
 
         Returns:
@@ -140,11 +150,13 @@ class Sampler:
             raise TypeError(f"Predicting needs a dataset of rows, got {type(dataset).__name__}.")
         if hasattr(dataset, "__len__") and len(dataset) == 0:
             raise ValueError("Predicting needs at least one row, got an empty dataset.")
+        if chunk_rows is None and value is None and vocabulary(self._model):
+            chunk_rows = self._batch_size * self._accelerator.num_processes
         return self._chunks(dataset, draws, value or (lambda predictions, rows: predictions), chunk_rows, only)
 
     def store_rows(self, dataset: Any) -> int:
         """Rows of a chunk that a store is to have, on any number of processes."""
-        return _STORED_ROWS if self._lengths(dataset) is not None else _STORED_BATCHES * self._batch_size
+        return _CHUNK_ROWS if self._lengths(dataset) is not None else _STORED_BATCHES * self._batch_size
 
     def _chunks(
         self, dataset: Any, draws: Sequence[int], value: Value, chunk_rows: int | None, only: Container[int] | None
