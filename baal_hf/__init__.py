@@ -74,6 +74,7 @@ from baal_hf.posterior import (
     train_ensemble,
     unpatch_module,
 )
+from baal_hf.store import ArrayStore
 
 if TYPE_CHECKING:
     from baal_hf.trainer import BaalTransformersTrainer
@@ -93,6 +94,7 @@ __all__ = [
     "ActiveLabelCleaning",
     "ActiveLearningDataset",
     "ActiveLearningLoop",
+    "ArrayStore",
     "BaalTransformersTrainer",
     "BatchBALD",
     "BatchHeuristic",

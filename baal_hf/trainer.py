@@ -1,10 +1,12 @@
-"""`BaalTransformersTrainer`: Trainer, and Monte-Carlo predictions and features over a pool."""
+"""`BaalTransformersTrainer`: Trainer, and Monte-Carlo predictions, scores and features over a pool.
+
+The file is long by what its docstrings promise; the work is done in `sampling`.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from contextlib import nullcontext
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -14,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer
-from transformers.utils import logging
 
 from baal_hf import features
 from baal_hf.arrays import probabilities
 from baal_hf.heuristics import AbstractHeuristic, get_heuristic
 from baal_hf.heuristics.base import checked_size
 from baal_hf.inputs import InputCollator, checked_lengths, input_names, model_columns
+from baal_hf.outputs import found_logits, problem_type, token_mask
 from baal_hf.posterior import BayesianModule, Deterministic, MCDropout, Posterior, unpatch_module
 from baal_hf.posterior.base import unwrapped
 from baal_hf.posterior.patching import patched_posterior
@@ -35,6 +37,7 @@ from baal_hf.sampling import (
     concatenated,
     described,
     model_digest,
+    progress_bar,
     rows_digest,
     sample_to_store,
     scoring,
@@ -251,8 +254,8 @@ class BaalTransformersTrainer(Trainer):
             return represent(
                 model,
                 lambda: self._outputs(model, batch),
-                lambda outputs: _logits(outputs, ignore_keys or ()),
-                _mask(batch),
+                lambda outputs: found_logits(outputs, ignore_keys or ()),
+                token_mask(batch),
             )
 
         sampler, rows = self._sampler(dataset, Deterministic(), forward, shown_as="features")
@@ -270,7 +273,7 @@ class BaalTransformersTrainer(Trainer):
         """
         if logits.ndim == 3:
             logits = logits.movedim(-1, 1)  # [B, C, S]
-        return probabilities(logits, _problem_type(unwrapped(self.model)))
+        return probabilities(logits, problem_type(unwrapped(self.model)))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
         """Load weights into the model and start optimizer and schedule anew, those given to the trainer too."""
@@ -309,7 +312,7 @@ class BaalTransformersTrainer(Trainer):
         check_iterations(iterations, self.posterior)
 
         def forward(model: nn.Module, batch: Any) -> Tensor:
-            return self.probabilities(_logits(self._outputs(model, batch), ignore_keys or ()))
+            return self.probabilities(found_logits(self._outputs(model, batch), ignore_keys or ()))
 
         return self._sampler(dataset, self.posterior, forward)
 
@@ -340,7 +343,7 @@ class BaalTransformersTrainer(Trainer):
             lengths=lambda rows: checked_lengths(rows, model),
             collate_fn=collator,
             num_workers=self.args.dataloader_num_workers,
-            progress=partial(self._progress, shown_as),
+            progress=partial(progress_bar, shown_as, self.args.disable_tqdm or not self.is_world_process_zero()),
         )
         return sampler, model_columns(dataset, collator, type(model).__name__)
 
@@ -371,61 +374,6 @@ class BaalTransformersTrainer(Trainer):
         draws = range(iterations)
         return sample_to_store(sampler, rows, draws, folder, manifest, self.accelerator, value=value, half=half)
 
-    @contextmanager
-    def _progress(self, shown_as: str, rows: int | None, draws: int) -> Iterator[Callable[[int], None]]:
-        """A bar on the main process; what is yielded is told of rows that are done."""
-        shown_as = f"{draws} draws" if shown_as == "draws" else shown_as
-        hidden = self.args.disable_tqdm or not self.is_world_process_zero()
-        with logging.tqdm(total=rows, unit="row", desc=shown_as, disable=hidden) as bar:
-            started, done = time.perf_counter(), 0
-
-            def advance(more: int) -> None:
-                nonlocal done
-                done += more
-                if draws > 1:
-                    rate = done * draws / (time.perf_counter() - started)
-                    bar.set_postfix_str(f"{rate:,.0f} row draws/s", refresh=False)
-                bar.update(more)
-
-            yield advance
-
 
 def _heuristic(heuristic: AbstractHeuristic | str) -> AbstractHeuristic:
     return heuristic if isinstance(heuristic, AbstractHeuristic) else get_heuristic(heuristic)
-
-
-def _mask(batch: Any) -> Tensor | None:
-    """Which tokens, or patches of images of different size, are no padding, [B, S]; None where nothing says it."""
-    given = batch if isinstance(batch, Mapping) else {}
-    mask: Tensor | None = given.get("attention_mask", given.get("pixel_attention_mask"))
-    return mask
-
-
-def _logits(outputs: Any, ignore_keys: Container[str]) -> Tensor:
-    if isinstance(outputs, Tensor):
-        return outputs
-    if isinstance(outputs, Mapping):
-        if "logits" in outputs and "logits" not in ignore_keys:
-            logits = outputs["logits"]
-        else:
-            named = [name for name, value in outputs.items() if isinstance(value, Tensor) and name not in ignore_keys]
-            if len(named) != 1:
-                raise ValueError(f"Predicting needs a model with `logits`, this one returns {list(outputs)}.")
-            logits = outputs[named[0]]
-    else:
-        logits = outputs[0]
-    if not isinstance(logits, Tensor):
-        raise ValueError(f"Predicting needs logits in one tensor, got {type(logits).__name__}.")
-    return logits
-
-
-def _problem_type(model: nn.Module) -> str:
-    config = getattr(model, "config", None)
-    if config is None:
-        raise ValueError(
-            f"{type(model).__name__} has no config that says how its outputs become probabilities: override "
-            "BaalTransformersTrainer.probabilities."
-        )
-    if config.problem_type is not None:
-        return str(config.problem_type)
-    return "regression" if config.num_labels == 1 else "single_label_classification"

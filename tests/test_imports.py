@@ -18,7 +18,7 @@ FLOORS = [
     {"rows"},
     {"dataset", "posterior", "heuristics"},
     {"features", "sampling"},
-    {"inputs"},
+    {"inputs", "outputs"},
     {"trainer", "modelwrapper", "calibration"},
     {"loop"},
     {"experiment", "plots"},

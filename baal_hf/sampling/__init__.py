@@ -5,6 +5,7 @@ from baal_hf.sampling.batches import token_lengths
 from baal_hf.sampling.engine import Chunk, Sampler, Value, check_iterations, concatenated
 from baal_hf.sampling.manifest import described, model_digest, rows_digest
 from baal_hf.sampling.passes import Forward
+from baal_hf.sampling.progress import progress_bar
 from baal_hf.sampling.scores import check_ranking, scoring, top_rows
 from baal_hf.sampling.stored import Folder, sample_to_store
 
@@ -20,6 +21,7 @@ __all__ = [
     "concatenated",
     "described",
     "model_digest",
+    "progress_bar",
     "rows_digest",
     "sample_to_store",
     "scoring",
