@@ -8,10 +8,10 @@ from functools import cache
 from typing import Any
 
 import datasets
-import numpy as np
+import torch
 from torch import nn
 
-from baal_hf.arrays import NumpyArray
+from baal_hf.arrays import NumpyArray, row_names
 from baal_hf.rows import ROW_ID
 from baal_hf.sampling import token_lengths
 
@@ -71,20 +71,24 @@ def _parameters(forward: Callable[..., Any]) -> set[str]:
     return set(inspect.signature(forward).parameters) - {"self"}
 
 
-def checked_lengths(dataset: Any, model: nn.Module) -> NumpyArray | None:
+def checked_lengths(model: nn.Module, dataset: Any, first_row: int = 0) -> NumpyArray | None:
     """Tokens of each row, int64 [N]; None where rows have no length.
 
     Raises:
-        ValueError: Rows are longer than the model has positions for.
+        ValueError: Rows are longer than the model has positions for, or have no tokens.
     """
     lengths = token_lengths(dataset)
+    if lengths is None or not len(lengths):
+        return lengths
+    if lengths.min() == 0:
+        empty = torch.from_numpy(lengths == 0)
+        raise ValueError(f"{type(model).__name__} needs tokens, there are none in {row_names(empty, first_row)}.")
     limit = positions(model)
-    if lengths is not None and limit is not None and len(lengths) and lengths.max() > limit:
-        longer = np.flatnonzero(lengths > limit)
-        more = f" and {len(longer) - 5} more" if len(longer) > 5 else ""
+    if limit is not None and lengths.max() > limit:
+        longer = torch.from_numpy(lengths > limit)
         raise ValueError(
-            f"{type(model).__name__} takes {limit} tokens, row {longer[0]} has {lengths[longer[0]]}. Too long are rows "
-            f"{', '.join(map(str, longer[:5]))}{more}: tokenize with truncation=True, max_length={limit}."
+            f"{type(model).__name__} takes {limit} tokens, there are up to {lengths.max()} in "
+            f"{row_names(longer, first_row)}: tokenize with truncation=True, max_length={limit}."
         )
     return lengths
 
@@ -92,8 +96,11 @@ def checked_lengths(dataset: Any, model: nn.Module) -> NumpyArray | None:
 def positions(model: nn.Module) -> int | None:
     """Tokens that the model's table of learned positions has places for; None where it has no such table."""
     sizes = []
+    others = ["vision"] + ["decoder."] * bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
     for path, module in model.named_modules():
-        if path.rpartition(".")[2] in _POSITIONS and isinstance(module, nn.Embedding) and "decoder." not in path:
+        if any(other in path for other in others):  # not for the tokens of a row
+            continue
+        if path.rpartition(".")[2] in _POSITIONS and isinstance(module, nn.Embedding):
             before = module.padding_idx + 1 if module.padding_idx is not None else getattr(module, "offset", 0)
             sizes.append(module.num_embeddings - before)
     return min(sizes, default=None)

@@ -32,10 +32,13 @@ from baal_hf.sampling import (
     Sampler,
     Value,
     adaptive_top_rows,
+    agreed,
     check_iterations,
+    check_length,
     check_ranking,
     concatenated,
     described,
+    halved,
     model_digest,
     progress_bar,
     rows_digest,
@@ -75,6 +78,8 @@ class BaalTransformersTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         self._patched_with: Posterior | None = None
+        if max_tokens_per_batch is not None and max_tokens_per_batch < 1:
+            raise ValueError(f"BaalTransformersTrainer needs max_tokens_per_batch >= 1, got {max_tokens_per_batch}.")
         self.max_tokens_per_batch = max_tokens_per_batch
         super().__init__(self._taken_over(model), *args, **kwargs)
         self.model: nn.Module
@@ -118,9 +123,10 @@ class BaalTransformersTrainer(Trainer):
         """
         sampler, rows = self._predicting(dataset, iterations, ignore_keys)
         if store is not None:
-            return self._stored(store, sampler, rows, iterations, {"kind": "predictions"}, half=half)
+            of = {"kind": "predictions", "ignore_keys": sorted(ignore_keys or ())}
+            return self._stored(store, sampler, rows, iterations, of, half=half)
         parts = sampler.predictions(rows, iterations)
-        return concatenated(part.half() if half else part for part in parts)
+        return concatenated(halved(part) if half else part for part in parts)
 
     def predict_on_dataset_generator(
         self, dataset: Any, iterations: int = 1, half: bool = False, ignore_keys: Sequence[str] | None = None
@@ -130,7 +136,7 @@ class BaalTransformersTrainer(Trainer):
         `dataset` may be a stream.
         """
         sampler, rows = self._predicting(dataset, iterations, ignore_keys)
-        return ((part.half() if half else part).numpy() for part in sampler.predictions(rows, iterations))
+        return ((halved(part) if half else part).numpy() for part in sampler.predictions(rows, iterations))
 
     def score_dataset(
         self,
@@ -164,11 +170,15 @@ class BaalTransformersTrainer(Trainer):
         """
         heuristic = _heuristic(heuristic)
         if "predictions" not in heuristic.needs:
-            return heuristic.get_uncertainties(None if heuristic.needs else dataset, **arrays)
+            check_length(dataset, heuristic.name)
+            if store is not None:
+                raise ValueError(f"{heuristic.name} needs no predictions: there is nothing to keep in a store.")
+            return heuristic.get_uncertainties(None if heuristic.needs else dataset, **arrays).astype(np.float32)
         sampler, rows = self._predicting(dataset, iterations, ignore_keys)
-        value = scoring(heuristic, arrays)
+        value = scoring(heuristic, arrays, len(rows) if hasattr(rows, "__len__") else None)
         if store is not None:
-            of = {"kind": "scores", "heuristic": described(heuristic), "arrays": described(arrays)}
+            of = {"kind": "scores", "ignore_keys": sorted(ignore_keys or ())}
+            of |= {"heuristic": described(heuristic), "arrays": described(arrays)}
             return np.concatenate([*self._stored(store, sampler, rows, iterations, of, value=value)])
         return np.concatenate([chunk.values.numpy() for chunk in sampler.chunks(rows, range(iterations), value)])
 
@@ -210,15 +220,18 @@ class BaalTransformersTrainer(Trainer):
         if heuristic.rows_together and not adaptive:
             parts = self.predict_on_dataset_generator(dataset, iterations, ignore_keys=ignore_keys)
             ranks, scores = heuristic.get_ranks(parts, query_size, **arrays)
-            return ranks[:query_size], scores[ranks[:query_size]]
+            return agreed(ranks[:query_size], scores[ranks[:query_size]], self.accelerator)
         if not adaptive and hasattr(dataset, "__len__"):
             checked_size(query_size, len(dataset), heuristic.name)
             scores = self.score_dataset(dataset, heuristic, iterations, ignore_keys=ignore_keys, **arrays)
             ranks = heuristic.reorder_indices(scores)[:query_size]
-            return ranks, scores[ranks]
+            return agreed(ranks, scores[ranks], self.accelerator)
         check_ranking(heuristic, adaptive)
+        if adaptive and arrays:
+            raise TypeError(f"{heuristic.name} takes predictions, got {', '.join(arrays)}.")
         sampler, rows = self._predicting(dataset, iterations, ignore_keys)
         if adaptive:
+            _refuse_fresh(self.posterior, "Adaptive scoring")
             return adaptive_top_rows(sampler, rows, heuristic, iterations, query_size, error_rate)
         chunks = sampler.chunks(rows, range(iterations), scoring(heuristic, arrays))
         return top_rows(chunks, query_size, heuristic.name)
@@ -340,12 +353,16 @@ class BaalTransformersTrainer(Trainer):
             self.accelerator,
             batch_size=self.args.per_device_eval_batch_size,
             max_tokens=self.max_tokens_per_batch,
-            lengths=lambda rows: checked_lengths(rows, model),
+            lengths=partial(checked_lengths, model),
             collate_fn=collator,
             num_workers=self.args.dataloader_num_workers,
             progress=partial(progress_bar, shown_as, self.args.disable_tqdm or not self.is_world_process_zero()),
         )
         return sampler, model_columns(dataset, collator, type(model).__name__)
+
+    def _problem_type(self) -> str | None:
+        model = unwrapped(self.model)
+        return problem_type(model) if getattr(model, "config", None) is not None else None
 
     def _stored(
         self,
@@ -359,20 +376,26 @@ class BaalTransformersTrainer(Trainer):
         half: bool = False,
     ) -> ArrayStore:
         """What `value` keeps of predictions, in a store whose manifest says what it depends on."""
-
-        def manifest() -> dict[str, Any]:
-            return {
-                **of,
-                "half": half,
-                "iterations": int(iterations),
-                "posterior": described(self.posterior),
-                "precision": [self.accelerator.mixed_precision, self.args.fp16_full_eval, self.args.bf16_full_eval],
-                "weights": model_digest(unwrapped(self.model)),
-                "dataset": rows_digest(rows),
-            }
-
+        check_length(rows, "A store")
+        _refuse_fresh(self.posterior, "A store")
+        manifest = {
+            **of,
+            "outputs": [described(type(self).probabilities), described(type(self)._outputs), self._problem_type()],
+            "collator": type(self.data_collator).__name__,
+            "half": half,
+            "iterations": int(iterations),
+            "posterior": described(self.posterior),
+            "precision": [self.accelerator.mixed_precision, self.args.fp16_full_eval, self.args.bf16_full_eval],
+            "weights": model_digest(unwrapped(self.model)),
+            "dataset": rows_digest(rows),
+        }
         draws = range(iterations)
         return sample_to_store(sampler, rows, draws, folder, manifest, self.accelerator, value=value, half=half)
+
+
+def _refuse_fresh(posterior: Posterior, who: str) -> None:
+    if getattr(posterior, "masks", None) == "fresh":
+        raise ValueError(f'{who} needs draws that can be repeated, which masks="fresh" are not: take MCDropout().')
 
 
 def _heuristic(heuristic: AbstractHeuristic | str) -> AbstractHeuristic:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from baal_hf.arrays import Array, NumpyArray, as_tensor, checked_probabilities, scored
-from baal_hf.heuristics.base import FunctionHeuristic
+from baal_hf.heuristics.base import FunctionHeuristic, whole
 from baal_hf.heuristics.draws import entropies
 
 NUMBERS_AT_ONCE = 2**20  # joint probabilities that one step holds, so that they stay in the cache
@@ -31,6 +31,7 @@ def epig(probs: Array, target_predictions: NumpyArray | Tensor) -> Array:
             classes; the numbers of draws differ.
         TypeError: Either is no array of floating-point numbers.
     """
+    target_predictions = whole(target_predictions, "EPIG's target set")
     targets = checked_probabilities(target_predictions, "EPIG's target set", draws=2)  # [N*, C*, T]
     as_tensor(probs, "EPIG")
     for name, array in (("predictions", probs), ("targets", targets)):

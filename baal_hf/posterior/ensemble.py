@@ -50,7 +50,9 @@ class Ensemble:
         if isinstance(members, Mapping):
             raise TypeError("Ensemble needs a sequence of members, got one state dict: give a list.")
         self.members: list[Member] = (
-            [*_found(Path(members))] if isinstance(members, str | os.PathLike) else list(members)
+            [*_found(Path(members))]
+            if isinstance(members, str | os.PathLike)
+            else [Path(member) if isinstance(member, str) else member for member in members]
         )
         if not self.members:
             raise ValueError("Ensemble needs at least one member, got none.")

@@ -28,14 +28,17 @@ class Part:
     weights: Tensor | None
 
     def __post_init__(self) -> None:
+        self.is_plain = all(isinstance(leaf, Tensor | int | float | str | None) for leaf in _leaves(self.output))
         self.sums = self._sums()
 
     def is_as_it_was(self) -> bool:
-        """Whether the model has gone on without writing over what the module returned."""
-        return all(torch.equal(before, now) for before, now in zip(self.sums, self._sums(), strict=True))
+        """Whether the model has gone on without changing what the module returned."""
+        now = self._sums()
+        return len(now) == len(self.sums) and all(map(torch.equal, now, self.sums))
 
     def _sums(self) -> list[Tensor]:
-        return [tensor.sum() for tensor in _tensors(self.output)]
+        tensors = [leaf for leaf in _leaves(self.output) if isinstance(leaf, Tensor)]
+        return [tensor.sum(-1) if tensor.ndim else tensor.clone() for tensor in tensors]
 
 
 class Trace:
@@ -63,9 +66,9 @@ class Trace:
         self._open.append(len(self.parts))
 
     def leave(self, path: str, part: Part | None) -> None:
-        """A module ends; `part` is None once there was a mask."""
+        """A module ends; `part` is None once there was a mask. Outputs that are no tensors cannot be watched."""
         inside = self._open.pop()
-        if part is None:
+        if part is None or not part.is_plain:
             return
         self._before += 1
         for inner in list(self.parts)[inside:]:
@@ -83,13 +86,13 @@ class Trace:
         self.parts = {path: part for path, part in self.parts.items() if self._entered[path] == 1}
 
 
-def _tensors(output: Any) -> Iterator[Tensor]:
-    """The tensors in what a module returned."""
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, Mapping | list | tuple):
+def _leaves(output: Any) -> Iterator[Any]:
+    """What is in the containers that a module returned."""
+    if isinstance(output, Mapping | list | tuple):
         for part in output.values() if isinstance(output, Mapping) else output:
-            yield from _tensors(part)
+            yield from _leaves(part)
+    else:
+        yield output
 
 
 class UnstackableError(RuntimeError):

@@ -2,11 +2,11 @@
 
 from baal_hf.sampling.adaptive import adaptive_top_rows
 from baal_hf.sampling.batches import token_lengths
-from baal_hf.sampling.engine import Chunk, Sampler, Value, check_iterations, concatenated
+from baal_hf.sampling.engine import Chunk, Sampler, Value, check_iterations, check_length, concatenated, halved
 from baal_hf.sampling.manifest import described, model_digest, rows_digest
 from baal_hf.sampling.passes import Forward
 from baal_hf.sampling.progress import progress_bar
-from baal_hf.sampling.scores import check_ranking, scoring, top_rows
+from baal_hf.sampling.scores import agreed, check_ranking, scoring, top_rows
 from baal_hf.sampling.stored import Folder, sample_to_store
 
 __all__ = [
@@ -16,10 +16,13 @@ __all__ = [
     "Sampler",
     "Value",
     "adaptive_top_rows",
+    "agreed",
     "check_iterations",
+    "check_length",
     "check_ranking",
     "concatenated",
     "described",
+    "halved",
     "model_digest",
     "progress_bar",
     "rows_digest",

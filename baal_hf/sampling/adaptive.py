@@ -14,13 +14,14 @@ from torch.utils.data import Subset
 from baal_hf.arrays import NumpyArray
 from baal_hf.heuristics import AbstractHeuristic
 from baal_hf.heuristics.base import Ranks, checked_size, descending
-from baal_hf.sampling.engine import Sampler, joined
+from baal_hf.sampling.engine import Sampler, check_length, joined
 
 Score = Callable[[Tensor], Tensor]
 """Predictions [n, C, *S, t] -> scores [n]."""
 
 _FIRST_LOOK, _NEXT_LOOK = 4, 1.4  # draws before the first look at the scores, and how many times more before the next
 _HELD = 8192  # rows from which on those that are out already are let go during the first look
+_RIVALS = 256  # half of the rows at most that each row is compared with
 _NUMBERS_AT_ONCE = 2**22
 
 
@@ -38,14 +39,17 @@ def adaptive_top_rows(
         heuristic: Scores rows one by one, from predictions alone.
         iterations: Number of draws, T.
         query_size: Number of rows, K.
-        error_rate: As for `can_be_best`.
+        error_rate: As for `can_be_best`. On TREC (5,452 rows, K = 50, T = 20, BALD) 0.005 lost none to two of the 50
+            best in four orders of the draws, and 0.05 one to eight.
 
     Returns:
         Positions, most informative first, int64 [K], and their scores [K].
 
     Raises:
         ValueError: K is not in 1 .. N, or the error rate not in (0, 1/2).
+        TypeError: The dataset has no length.
     """
+    check_length(dataset, "Adaptive scoring")
     checked_size(query_size, len(dataset), heuristic.name)
     if not 0 < error_rate < 0.5:
         raise ValueError(f"Adaptive scoring needs an error_rate between 0 and 1/2, got {error_rate}.")
@@ -57,16 +61,14 @@ def adaptive_top_rows(
     predictions: Tensor | None = None  # [n, C, *S, t]
     begin = 0
     for end in _looks(iterations):
-        parts, ids, held = [], [], 0
+        parts, ids, most = [], [], max(_HELD, 4 * query_size)
         for chunk in sampler.chunks(_select(dataset, rows), range(begin, end)):
             here = slice(chunk.rows.start, chunk.rows.stop)
-            values = chunk.values if predictions is None else torch.cat([predictions[here], chunk.values], -1)
-            parts.append(values)
+            parts.append(chunk.values if predictions is None else _more_draws(predictions[here], chunk.values))
             ids.append(rows[here])
-            held += len(values)
-            if held > max(_HELD, 4 * query_size) and end < iterations:
+            if sum(map(len, ids)) > most and end < iterations:
                 parts, ids = _kept(parts, ids, score, query_size, iterations, error_rate)
-                held = len(ids[0])
+                most = max(most, 2 * len(ids[0]))  # so that all looks take no longer than a few at all rows
         if end < iterations:
             parts, ids = _kept(parts, ids, score, query_size, iterations, error_rate)
         rows, predictions = np.concatenate(ids), joined(parts)
@@ -81,7 +83,8 @@ def can_be_best(predictions: Tensor, score: Score, query_size: int, iterations: 
     """Which rows may be among the K best once all T draws are there, by the t draws that are.
 
     All rows share the draws, so their differences are surer than their scores. A row is out when K of the 2K rows that
-    are ahead now are above it, by a one-sided t-test of the paired differences of jackknife pseudo-values
+    are ahead now (for a large K, half of some of them) are above it, by a one-sided t-test of the paired differences of
+    jackknife pseudo-values
     P_ij = t s_i - (t - 1) s_i(without draw j)    (Tukey, 1958),
     whose mean over the t draws, a sample of T, has the variance σ²/t (1 - t/T).
 
@@ -96,17 +99,21 @@ def can_be_best(predictions: Tensor, score: Score, query_size: int, iterations: 
         bool [n], true for at least K rows.
     """
     t = predictions.shape[-1]
+    if len(predictions) <= query_size or t < 3:
+        return np.ones(len(predictions), dtype=bool)
     scores = score(predictions).double()  # [n]
     others = [score(predictions[..., [i for i in range(t) if i != j]]).double() for j in range(t)]
     pseudo = t * scores[:, None] - (t - 1) * torch.stack(others, 1)  # [n, t]
     best = torch.from_numpy(descending(scores, "Adaptive scoring"))  # [n]
-    ahead = pseudo[best[: 2 * query_size]]  # [2K, t]
+    rivals = best[: 2 * query_size : -(-query_size // _RIVALS)]
+    ahead = pseudo[rivals]  # [2K, t]
+    enough = len(rivals) * query_size / len(best[: 2 * query_size])  # K of 2K
     bound = student_quantile(1 - error_rate, t - 1) * ((1 - t / iterations) / t) ** 0.5
     size = max(1, _NUMBERS_AT_ONCE // ahead.numel())
     out = []
     for part in torch.split(pseudo, size):
         lead = ahead - part[:, None]  # [m, 2K, t]
-        out.append((lead.mean(-1) > bound * lead.std(-1)).sum(1) >= query_size)
+        out.append((lead.mean(-1) > bound * lead.std(-1)).sum(1) >= enough)
     may: NumpyArray = ~torch.cat(out).numpy()  # [n]
     may[best[:query_size].numpy()] = True
     return may
@@ -137,6 +144,16 @@ def _kept(
     return [predictions[torch.from_numpy(may)]], [rows[may]]
 
 
+def _more_draws(before: Tensor, values: Tensor) -> Tensor:
+    """Predictions with those of further draws behind them, [n, C, *S, t]; the wider *S of the two, padded with NaN."""
+    shape = [max(sizes) for sizes in zip(before.shape[1:-1], values.shape[1:-1], strict=True)]
+    wide = before.new_full((len(before), *shape, before.shape[-1] + values.shape[-1]), torch.nan)
+    for part, end in ((before, before.shape[-1]), (values, wide.shape[-1])):
+        own = (slice(None), *map(slice, part.shape[1:-1]), slice(end - part.shape[-1], end))
+        wide[own] = part
+    return wide
+
+
 def _looks(iterations: int) -> Iterator[int]:
     """Numbers of draws after which to look."""
     draws = _FIRST_LOOK
@@ -149,4 +166,6 @@ def _looks(iterations: int) -> Iterator[int]:
 def _select(dataset: Any, rows: NumpyArray) -> Any:
     if len(rows) == len(dataset):
         return dataset
+    if isinstance(dataset, list):
+        return [dataset[row] for row in rows.tolist()]
     return dataset.select(rows) if hasattr(dataset, "select") else Subset(dataset, rows.tolist())

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 
 from baal_hf.arrays import NumpyArray
 
-Lengths = Callable[[Any], NumpyArray | None]
-"""Rows -> tokens of each row, int64 [N]; None where rows have no length."""
+Lengths = Callable[[Any, int], NumpyArray | None]
+"""(rows, number of the first) -> tokens of each row, int64 [N]; None where rows have no length."""
 
 # Tokens of a batch. A processor is as fast as it gets with few; an accelerator is not busy with fewer.
 _TOKENS_A_THREAD, _TOKENS_ON_ACCELERATOR = 1024, 2**16
@@ -40,9 +40,12 @@ class Limits:
         """Rows whose longest has `width` tokens."""
         return self.batch_size if width is None else max(1, self.tokens // max(1, width))
 
-    def halve(self) -> None:
-        """Go on with batches of half the size."""
-        self.batch_size, self.tokens = max(1, self.batch_size // 2), max(1, self.tokens // 2)
+    def lower(self, turn: Turn, stack: int) -> None:
+        """Go on with batches of half the size of one that was too large, under so many draws at once."""
+        rows = len(turn.rows) * max(1, stack)
+        self.batch_size = min(self.batch_size, max(1, rows // 2))
+        if turn.width is not None:
+            self.tokens = min(self.tokens, max(1, rows * turn.width // 2))
 
 
 @dataclass(frozen=True)
@@ -84,10 +87,13 @@ class Turn:
     together: int
     is_last: bool
 
-    def halves(self) -> list[Turn]:
-        """The same rows in two turns; a single row in one."""
-        middle = -(-len(self.rows) // 2)
-        return [replace(self, rows=rows) for rows in (self.rows[:middle], self.rows[middle:]) if len(rows)]
+    def pieces(self, limits: Limits) -> Iterator[Turn]:
+        """The same rows in turns of as many as the limits allow when they are asked for."""
+        start = 0
+        while start < len(self.rows):
+            rows = self.rows[start : start + limits.rows(self.width)]
+            yield replace(self, rows=rows)
+            start += len(rows)
 
 
 def indexed(dataset: Any, lengths: NumpyArray | None, chunk_rows: int) -> list[Source]:
@@ -113,7 +119,7 @@ def streamed(stream: Any, lengths: Lengths, chunk_rows: int) -> Iterator[Source]
             raise ValueError("Predicting needs at least one row, got an empty stream.")
         if not taken:
             return
-        yield Source(number, range(start, start + len(taken)), taken, start, lengths(taken))
+        yield Source(number, range(start, start + len(taken)), taken, start, lengths(taken, start))
         start += len(taken)
 
 
@@ -129,11 +135,12 @@ def turns(source: Source, limits: Limits, process: int, processes: int) -> Itera
     while start < len(order):
         width = None if lengths is None else int(lengths[order[start]])
         end = min(start + limits.rows(width) * processes, next(end for end in ends if end > start))
-        together = first + order[start:end]
-        start = end
-        mine = together[process::processes]
+        # Dealt by place in the chunk, so that a process that went on with smaller batches still has its own rows.
+        mine = first + order[start + (process - start) % processes : end : processes]
         counts = len(mine) > 0
-        yield Turn(source, mine if counts else together[:1], width, counts, len(together), start == len(order))
+        rows = mine if counts else first + order[start : start + 1]
+        yield Turn(source, rows, width, counts, end - start, end == len(order))
+        start = end
 
 
 def cuts(lengths: NumpyArray, tokens: int) -> list[int]:

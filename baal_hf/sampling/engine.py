@@ -30,7 +30,7 @@ from baal_hf.sampling.batches import (
     turns,
     vocabulary,
 )
-from baal_hf.sampling.passes import Forward, Passes, keep_freed_memory, without_inference_tensors
+from baal_hf.sampling.passes import Forward, Passes, is_sharded, keep_freed_memory
 
 logger = logging.getLogger(__name__)
 
@@ -107,9 +107,13 @@ class Sampler:
         self._accelerator = accelerator
         self._batch_size = batch_size
         self._max_tokens = max_tokens
-        self._lengths = lengths or (lambda rows: None)
+        self._lengths = lengths or (lambda rows, first_row: None)
         self._workers = num_workers
-        self._loader = {"collate_fn": collate_fn, "pin_memory": accelerator.device.type == "cuda"}
+        self._loader = {
+            "collate_fn": collate_fn,
+            "pin_memory": accelerator.device.type == "cuda",
+            "generator": torch.Generator(),  # a loader draws a seed for its workers, else from the global one
+        }
         self._passes = Passes(model, posterior, forward, accelerator, shares)
         self._progress: Progress = progress or (lambda rows, draws: nullcontext(lambda more: None))
 
@@ -156,12 +160,18 @@ class Sampler:
 
     def store_rows(self, dataset: Any) -> int:
         """Rows of a chunk that a store is to have, on any number of processes."""
-        return _CHUNK_ROWS if self._lengths(dataset) is not None else _STORED_BATCHES * self._batch_size
+        return _CHUNK_ROWS if self._lengths(dataset, 0) is not None else _STORED_BATCHES * self._batch_size
+
+    def _token_budget(self, draws: int) -> int:
+        """The tokens of a batch that every process has memory for."""
+        device = self._accelerator.device
+        tokens = torch.tensor([token_budget(self._model, device, draws)], device=device)
+        return int(gather(tokens).min()) if self._accelerator.num_processes > 1 else int(tokens)
 
     def _chunks(
         self, dataset: Any, draws: Sequence[int], value: Value, chunk_rows: int | None, only: Container[int] | None
     ) -> Iterator[Chunk]:
-        tokens = self._max_tokens or token_budget(self._model, self._accelerator.device, len(draws))
+        tokens = self._max_tokens or self._token_budget(len(draws))
         limits = Limits(self._batch_size, tokens)
         keep_freed_memory()
         rows, batches = self._batches(dataset, limits, chunk_rows, only)
@@ -178,7 +188,6 @@ class Sampler:
                 done += turn.together
                 advance(turn.together)
                 if turn.is_last:
-                    without_inference_tensors(self._model)
                     _refuse_broken(broken, self._accelerator)
                     yield Chunk(turn.source.number, turn.source.rows, self._in_order(parts, turn.source.rows))
                     parts = []
@@ -203,7 +212,7 @@ class Sampler:
                     source.dataset, turns(source, limits, *share), source.first_row, **self._loader
                 )
             )
-        lengths = self._lengths(dataset)
+        lengths = self._lengths(dataset, 0)
         size = chunk_rows or (_CHUNK_ROWS if lengths is not None else self._batch_size * share[1])
         chosen = [source for source in indexed(dataset, lengths, size) if only is None or source.number in only]
         planned = (turn for source in chosen for turn in turns(source, limits, *share))
@@ -234,10 +243,10 @@ class Sampler:
         try:
             predictions = self._passes([batch for _, batch in waiting], draws, stack)
         except RuntimeError as error:
-            if not should_reduce_batch_size(error):
+            if not should_reduce_batch_size(error) or is_sharded(self._model):
                 raise
             largest = max(len(turn.rows) for turn, _ in waiting)
-            if largest == 1:
+            if largest == 1 and stack <= 1:
                 row = waiting[0][0].rows[0]
                 raise RuntimeError(f"Memory is too small for a single row, row {row}: {error}") from error
             logger.warning("Out of memory with a batch of %d rows: going on with half as many.", largest)
@@ -246,13 +255,14 @@ class Sampler:
                 yield turn, batch, predicted
             return
         # Here the error is gone, and with it the tensors of the pass that failed.
-        limits.halve()
-        halves = [half for turn, _ in waiting for half in turn.halves()]
+        limits.lower(max((turn for turn, _ in waiting), key=lambda turn: len(turn.rows) * (turn.width or 1)), stack)
+        again = [turn for turn, _ in waiting]
         waiting.clear()
         clear_device_cache(garbage_collection=True)
-        for half in halves:
-            again = loaded(half.source.dataset, iter([half]), half.source.first_row, **self._loader)
-            yield from self._predicted(list(again), draws, limits)
+        for turn in again:
+            for piece in turn.pieces(limits):
+                batch = loaded(piece.source.dataset, iter([piece]), piece.source.first_row, **self._loader)
+                yield from self._predicted(list(batch), draws, limits)
 
     def _in_order(self, parts: list[tuple[NumpyArray, Tensor]], rows: range) -> Tensor:
         """The values of a chunk in the order of its rows, once all processes have given theirs.
@@ -289,6 +299,19 @@ def check_iterations(iterations: Any, posterior: Posterior) -> None:
         raise ValueError(f"{type(posterior).__name__} has {posterior.size} draws, got iterations={iterations}.")
 
 
+def check_length(dataset: Any, who: str) -> None:
+    """Raise unless the dataset has rows whose number is known.
+
+    Raises:
+        ValueError: It is empty.
+        TypeError: It is a stream.
+    """
+    if not hasattr(dataset, "__len__") or isinstance(dataset, IterableDataset):
+        raise TypeError(f"{who} needs a dataset with a length, got {type(dataset).__name__}.")
+    if len(dataset) == 0:
+        raise ValueError(f"{who} needs at least one row, got an empty dataset.")
+
+
 def concatenated(batches: Iterator[Tensor]) -> np.ndarray:
     """One array of all batches, [N, C, *S, T]; shorter *S are padded with NaN. Batches are freed as they are copied."""
     parts = [batch.numpy() for batch in batches]
@@ -305,6 +328,18 @@ def concatenated(batches: Iterator[Tensor]) -> np.ndarray:
     return whole
 
 
+def halved(values: Tensor) -> Tensor:
+    """The values in float16.
+
+    Raises:
+        ValueError: Some are beyond its range, as regressed values may be.
+    """
+    half = values.half()
+    if half.isinf().any():
+        raise ValueError("Values beyond 65,504 do not fit in float16: predict with half=False.")
+    return half
+
+
 def joined(parts: Sequence[Tensor]) -> Tensor:
     """One tensor of all parts, [n, ...]; those shorter on another axis are padded with NaN."""
     if len({part.shape[1:] for part in parts}) == 1:
@@ -314,7 +349,9 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
 
 def _padding(batch: Any, predictions: Tensor) -> Tensor:
     """Where predictions [B, C, S, T] belong to padding, as `attention_mask` [B, S] says; nowhere for other shapes."""
-    mask: Tensor | None = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    given = batch if isinstance(batch, Mapping) else {}
+    # Where there is a decoder, it is its positions that are predicted.
+    mask: Tensor | None = given.get("decoder_attention_mask" if "decoder_input_ids" in given else "attention_mask")
     if mask is None or predictions.ndim != 4 or mask.shape != (predictions.shape[0], predictions.shape[2]):
         return torch.zeros((), dtype=torch.bool, device=predictions.device)
     return mask[:, None, :, None].to(predictions.device) == 0  # [B, 1, S, 1]

@@ -6,6 +6,7 @@ import os
 import types
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from baal_hf.posterior import dropout_report
 from baal_hf.posterior.weights import weight_files
 
 _ROWS_AT_ONCE = 10_000
 _PIECE = 2**24  # bytes
-# Where a configuration was loaded from, and by which version.
-_PASSING = ("_name_or_path", "transformers_version")
+# What a configuration gains by being saved, loaded or trained, and what no result depends on.
+_PASSING = ("_name_or_path", "transformers_version", "architectures", "id2label", "label2id", "problem_type", "dtype")
 
 
 def described(value: Any) -> Any:
-    """A posterior, a heuristic or a part of one as JSON: its class and its public attributes, arrays by their digest.
+    """A posterior, a heuristic or a part of one as JSON: its class and its attributes; arrays and code by their digest.
 
     Generators of random numbers are left out.
     """
@@ -41,19 +43,33 @@ def described(value: Any) -> Any:
     if isinstance(value, list | tuple | range | set):
         return [described(part) for part in value]
     if isinstance(value, types.FunctionType):
-        return f"{value.__qualname__} {_digest(value.__code__.co_code + repr(value.__code__.co_consts).encode())}"
+        closed = [described(cell.cell_contents) for cell in value.__closure__ or ()]
+        return [value.__qualname__, _code_digest(value.__code__), closed, described(value.__defaults__)]
+    if isinstance(value, partial):
+        return [described(value.func), described(value.args), described(value.keywords)]
+    if isinstance(value, torch.Generator | np.random.Generator):
+        return None
+    if hasattr(value, "__qualname__"):  # a class, or a function that is not written in Python
+        return f"{value.__module__}.{value.__qualname__}"
     names = [field.name for field in fields(value)] if is_dataclass(value) else list(getattr(value, "__dict__", {}))
-    public = {name: described(getattr(value, name)) for name in sorted(names) if name[0] != "_" and name != "rng"}
-    return {"class": type(value).__name__, **public}
+    return {"class": type(value).__name__, **{name: described(getattr(value, name)) for name in sorted(names)}}
 
 
 def model_digest(model: nn.Module) -> str:
-    """A digest of the model's class, configuration and weights."""
+    """A digest of the model's class, configuration, weights, dropout rates and active adapters."""
     config: Any = getattr(model, "config", None)
     settings = config.to_dict() if hasattr(config, "to_dict") else {}
     settings = {name: value for name, value in settings.items() if name not in _PASSING}
     weights = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    return _digest([type(model).__name__, sorted((name, str(value)) for name, value in settings.items()), weights])
+    adapters = [str(getattr(model, "peft_config", "")), str(getattr(model, "active_adapter", ""))]
+    rates = [[site.where, site.kind, site.p] for site in dropout_report(model).sites]
+    named = sorted([name, str(value)] for name, value in settings.items())
+    return _digest([type(model).__name__, named, weights, rates, adapters])
+
+
+def _code_digest(code: types.CodeType) -> str:
+    constants = [_code_digest(part) if isinstance(part, types.CodeType) else repr(part) for part in code.co_consts]
+    return _digest([code.co_code, constants, list(code.co_names)])
 
 
 def rows_digest(dataset: Any) -> str:
@@ -79,7 +95,7 @@ def _digest(value: Any) -> str:
 def _update(digest: Any, value: Any) -> None:
     """Go on with a value; its kind and size go before it, so that no two values look the same."""
     if isinstance(value, Tensor):
-        value = value.detach().cpu()
+        value = getattr(value, "full_tensor", lambda: value)().detach().cpu()
         value = value.view(torch.int16).numpy() if value.dtype == torch.bfloat16 else value.numpy()
     if isinstance(value, np.ndarray) and value.dtype != object:
         digest.update(f"array {value.dtype.str} {value.shape}".encode())
@@ -96,14 +112,14 @@ def _update(digest: Any, value: Any) -> None:
         for part in value:
             _update(digest, part)
     else:
-        raw = (
-            value
-            if isinstance(value, bytes)
-            else value.tobytes()
-            if hasattr(value, "tobytes")
-            else repr(value).encode()
-        )
+        if hasattr(value, "size") and hasattr(value, "mode"):  # an image
+            _update(digest, [value.size, value.mode])
+        raw = value.tobytes() if hasattr(value, "tobytes") else value if isinstance(value, bytes) else _text(value)
         digest.update(f"{type(value).__name__} {len(raw)} ".encode() + raw)
+
+
+def _text(value: Any) -> bytes:
+    return repr(value).encode()
 
 
 def _update_arrow(digest: Any, array: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ class Passes:
         self._posterior = posterior
         self._forward = forward
         self._accelerator = accelerator
-        self._shares = isinstance(posterior, TracedPosterior) and shares
+        self._shares = isinstance(posterior, TracedPosterior) and shares and not is_sharded(model)
         self._reuses: bool | None = None  # None: not tried yet
         self._stacks: bool | None = None
 
@@ -64,7 +65,7 @@ class Passes:
             stack: So many times a batch's rows make a pass that is not too large.
         """
         batches = send_to_device(list(batches), self._accelerator.device)
-        with torch.inference_mode(), self._accelerator.autocast():
+        with torch.no_grad(), self._accelerator.autocast():
             if self._shares and len(draws) > 1 and not self._posterior.swaps_weights:
                 return [torch.cat(list(self._sharing(batch, draws, stack)), -1) for batch in batches]
             return self._one_by_one(batches, draws)
@@ -73,7 +74,7 @@ class Passes:
         """Each draw is opened once for all batches."""
         passes: list[list[Tensor]] = [[] for _ in batches]
         for t in draws:
-            with self._posterior.draw(self._model, t):
+            with self._posterior.draw(self._model, t), _inference_mode(t != draws[0]):
                 for batch, drawn in zip(batches, passes, strict=True):
                     self.counts["whole"] += 1
                     drawn.append(self._forward(self._model, batch))  # [B, C, *S]
@@ -95,13 +96,15 @@ class Passes:
             if stacked is not None:
                 yield from stacked
                 return
-        yield from self._one_by_one([batch], rest)
+        with _inference_mode(True):
+            (later,) = self._one_by_one([batch], rest)
+        yield later
 
     def _traced(self, batch: Any, draws: Sequence[int], trace: Trace, kind: str) -> Tensor:
         """One pass, [B, C, *S, t]; t = 1 unless `batch` is stacked."""
         assert isinstance(self._posterior, TracedPosterior)
         self.counts[kind] += 1
-        with self._posterior.traced(self._model, draws, trace):
+        with self._posterior.traced(self._model, draws, trace), _inference_mode(kind == "reused"):
             predictions = self._forward(self._model, batch)  # [t·B, C, *S]
         if len(predictions) % len(draws):
             raise UnstackableError(f"The model returned {len(predictions)} rows for {len(draws)} draws.")
@@ -139,6 +142,14 @@ class Passes:
         return same
 
 
+def _inference_mode(is_later: bool) -> AbstractContextManager[object]:
+    """Inference mode for a pass that is not the first of its batch.
+
+    What a model caches in the first, for rows of this width, is no inference tensor then, and training can use it.
+    """
+    return torch.inference_mode() if is_later else nullcontext()
+
+
 def _repeated(batch: Any, times: int) -> Any:
     """A batch whose rows come that many times, [rows, rows, ...]; None where its parts do not have equally many."""
     parts = list(batch.values()) if isinstance(batch, Mapping) else list(batch) if _is_sequence(batch) else [batch]
@@ -156,6 +167,11 @@ def _is_sequence(batch: Any) -> bool:
     return isinstance(batch, list | tuple)
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Whether each process has a part of the weights, so that all have to run the same passes at the same time."""
+    return any(hasattr(weight, "full_tensor") for weight in model.parameters())
+
+
 def keep_freed_memory() -> None:
     """Let the C library hold on to the memory of large tensors that are freed, up to 64 MB.
 
@@ -164,12 +180,3 @@ def keep_freed_memory() -> None:
     M_MMAP_THRESHOLD); others do so anyway. The memory is never touched, and so takes no room.
     """
     torch.empty(2**25 - 2**16, dtype=torch.uint8)
-
-
-def without_inference_tensors(model: nn.Module) -> None:
-    """Exchange what modules have cached in inference mode, which training could not use, for copies that it can."""
-    for module in model.modules():
-        for kept in (module._buffers, vars(module)):
-            for name, value in list(kept.items()):
-                if isinstance(value, Tensor) and value.is_inference():
-                    kept[name] = value.clone()

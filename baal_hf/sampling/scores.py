@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from baal_hf.arrays import NumpyArray
@@ -15,19 +17,20 @@ from baal_hf.heuristics.base import ROW_ARRAYS, Ranks, checked_size, descending
 from baal_hf.sampling.engine import Chunk, Value
 
 
-def scoring(heuristic: AbstractHeuristic, arrays: Mapping[str, Any] = {}) -> Value:
+def scoring(heuristic: AbstractHeuristic, arrays: Mapping[str, Any], rows: int | None = None) -> Value:
     """What an engine keeps of predictions: their scores.
 
     Args:
         heuristic: Scores rows one by one.
         arrays: The other arrays that it needs, by name; of those with an entry for each row of the dataset a batch is
             given its own.
+        rows: Of the dataset, N; None where that is not known.
 
     Returns:
         (predictions [b, C, *S, T], positions of the rows [b]) -> scores [b].
 
     Raises:
-        ValueError: The heuristic looks at all rows together.
+        ValueError: The heuristic looks at all rows together, or an array has an entry for more or fewer rows.
     """
     if heuristic.rows_together:
         raise ValueError(
@@ -35,9 +38,16 @@ def scoring(heuristic: AbstractHeuristic, arrays: Mapping[str, Any] = {}) -> Val
             f"it, or for a large pool the best rows by a first score: Prefiltered({heuristic.name}(...))."
         )
 
-    def scores(predictions: Tensor, rows: NumpyArray) -> Tensor:
-        here = {name: _entries(array, rows) if name in ROW_ARRAYS else array for name, array in arrays.items()}
-        values = torch.as_tensor(heuristic.get_uncertainties(predictions, **here))  # [b]
+    for name in ROW_ARRAYS:
+        if name in arrays and rows is not None and len(arrays[name]) != rows:
+            raise ValueError(f"{heuristic.name} got {len(arrays[name])} {name} for {rows} rows.")
+
+    def scores(predictions: Tensor, ids: NumpyArray) -> Tensor:
+        here = {name: _entries(array, ids) if name in ROW_ARRAYS else array for name, array in arrays.items()}
+        try:
+            values = torch.as_tensor(heuristic.get_uncertainties(predictions, **here)).float()  # [b]
+        except ValueError as error:
+            raise ValueError(f"{error} Rows are counted in a batch of the rows {ids.tolist()}.") from error
         if values.ndim != 1:
             raise ValueError(
                 f"{heuristic.name} gives a score to each position, {list(values.shape)}: choose a reduction, such as "
@@ -61,7 +71,7 @@ def top_rows(chunks: Iterable[Chunk], query_size: int, who: str) -> tuple[Ranks,
     Raises:
         ValueError: There are fewer rows, or scores are not finite.
     """
-    rows, scores = np.zeros(0, dtype=np.int64), np.zeros(0)
+    rows, scores = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
     seen = 0
     for chunk in chunks:
         seen += len(chunk.rows)
@@ -87,3 +97,11 @@ def check_ranking(heuristic: AbstractHeuristic, adaptive: bool) -> None:
         raise ValueError(
             f"Adaptive scoring knows predictions only, {heuristic.name} needs {', '.join(heuristic.needs)}."
         )
+
+
+def agreed(ranks: Ranks, scores: NumpyArray, accelerator: Accelerator) -> tuple[Ranks, NumpyArray]:
+    """The main process's ranking on every process: a heuristic without a seed draws another on each."""
+    both = [ranks, scores]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(both)
+    return both[0], both[1]

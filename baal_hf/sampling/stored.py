@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from baal_hf.sampling.engine import Sampler, Value
+from baal_hf.sampling.engine import Sampler, Value, check_length, halved
 from baal_hf.store import ArrayStore
 
 Folder = str | os.PathLike[str]
@@ -23,7 +21,7 @@ def sample_to_store(
     dataset: Any,
     draws: Sequence[int],
     folder: Folder,
-    manifest: Callable[[], dict[str, Any]],
+    manifest: Mapping[str, Any],
     accelerator: Accelerator,
     *,
     value: Value | None = None,
@@ -38,7 +36,7 @@ def sample_to_store(
         dataset: Has a length and rows.
         draws: Numbers of the draws.
         folder: Of the store; made if it is not there.
-        manifest: What the result depends on; asked for on the main process.
+        manifest: What the result depends on.
         accelerator: Of the sampler.
         value: What is kept of a batch.
         half: Store float16.
@@ -51,16 +49,15 @@ def sample_to_store(
         TypeError: The dataset has no length.
         OSError: The folder cannot be written, or the disk is full; what is done is kept.
     """
-    if not hasattr(dataset, "__len__"):
-        raise TypeError(f"A store needs a dataset with a length, got {type(dataset).__name__}.")
+    check_length(dataset, "A store")
     store: ArrayStore | None = None
     plan: list[Any] = [None, 0, []]  # an error for every process, rows of a chunk, chunks that are missing
     if accelerator.is_main_process:
         try:
             rows = _chunk_rows(Path(folder)) or sampler.store_rows(dataset)
-            store = ArrayStore(folder, {"rows": len(dataset), "chunk_rows": rows, **manifest()})
+            store = ArrayStore(folder, {"rows": len(dataset), "chunk_rows": rows, **manifest})
             plan = [None, rows, store.missing()]
-        except (ValueError, OSError) as error:
+        except Exception as error:  # whatever it is, the others wait to be told
             plan = [error, 0, []]
     if accelerator.num_processes > 1:
         broadcast_object_list(plan)
@@ -70,7 +67,7 @@ def sample_to_store(
     if missing:
         for chunk in sampler.chunks(dataset, draws, value, rows, set(missing)):
             if store is not None:
-                store.write(chunk.number, chunk.values.numpy().astype(np.float16 if half else np.float32))
+                store.write(chunk.number, (halved(chunk.values) if half else chunk.values).numpy())
     accelerator.wait_for_everyone()
     return store or ArrayStore(folder)
 
@@ -78,6 +75,6 @@ def sample_to_store(
 def _chunk_rows(folder: Path) -> int | None:
     """Rows of a chunk as the store has them, which a run with another batch size goes on with."""
     try:
-        return int(json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["chunk_rows"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # there is none, or it is broken, which the store says better
+        return int(ArrayStore(folder).manifest["chunk_rows"])
+    except (OSError, ValueError):
+        return None  # there is none, or it is broken, which is said when it is opened for going on
