@@ -2,8 +2,8 @@
 
     pip install --no-deps baal==2.1.0 toma==1.1.0 structlog==26.1.0 torchmetrics==1.9.0 lightning-utilities==0.15.3 \\
         h5py==3.16.0 Pillow==13.0.0
-    python scripts/bench_scoring.py --data FOLDER             # all, on two cores: about 40 minutes, most of them Baal's
-    python scripts/bench_scoring.py --data FOLDER --ours      # without Baal: about 15 minutes
+    python scripts/bench_scoring.py --data FOLDER             # all, on two cores: about 45 minutes, most of them Baal's
+    python scripts/bench_scoring.py --data FOLDER --ours      # without Baal: about 20 minutes
     python scripts/bench_scoring.py --data FOLDER trec6-head  # one case
 
 FOLDER holds `trec6` and `ag_news_10k`, each with `train.parquet` and `test.parquet` of columns `text` and `label` (a
@@ -12,9 +12,9 @@ fine-tuned here on 200 rows, since the scores of an untrained head mean nothing.
 threads as torch takes, with BALD under T = 20 draws.
 
 Each side is one process that stays alive, has its model loaded and its rows tokenized, and is asked in turns, so that
-two never run at once: ours, the other, ours, the other. Seconds are those of the call that scores, after a run of 16
-rows to warm up. Each run has new masks, since ours are kept for those who ask again. Shown are medians and quartiles,
-and ratios of neighbouring runs. Baal runs in float32,
+two never run at once: all cases of ours, then the others, and again. Seconds are those of the call that scores, after a
+run of 16 rows to warm up. Each run has new masks, since ours are kept for those who ask again. Shown are medians and
+quartiles, and ratios within a run. Baal runs in float32,
 
 - documented: rows padded to 128 tokens, as its dataset wrapper does, and the defaults: batches of 8 rows, and the 20
   draws of a batch in one pass;
