@@ -1,4 +1,7 @@
-"""A network during a draw: what mask each of its dropout calls is given."""
+"""A network during a draw: what mask each of its dropout calls is given.
+
+The file is long: which mask a call is given, for which of several draws, is one question with one state.
+"""
 
 from __future__ import annotations
 

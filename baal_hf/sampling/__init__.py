@@ -2,7 +2,8 @@
 
 from baal_hf.sampling.adaptive import adaptive_top_rows
 from baal_hf.sampling.batches import token_lengths
-from baal_hf.sampling.engine import Chunk, Sampler, Value, check_iterations, check_length, concatenated, halved
+from baal_hf.sampling.engine import Chunk, Sampler, Value, check_iterations, check_length
+from baal_hf.sampling.joining import concatenated, halved
 from baal_hf.sampling.manifest import described, model_digest, rows_digest
 from baal_hf.sampling.passes import Forward
 from baal_hf.sampling.progress import progress_bar

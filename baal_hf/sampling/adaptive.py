@@ -14,7 +14,8 @@ from torch.utils.data import Subset
 from baal_hf.arrays import NumpyArray
 from baal_hf.heuristics import AbstractHeuristic
 from baal_hf.heuristics.base import Ranks, checked_size, descending
-from baal_hf.sampling.engine import Sampler, check_length, joined
+from baal_hf.sampling.engine import Sampler, check_length
+from baal_hf.sampling.joining import joined
 
 Score = Callable[[Tensor], Tensor]
 """Predictions [n, C, *S, t] -> scores [n]."""

@@ -30,6 +30,7 @@ from baal_hf.sampling.batches import (
     turns,
     vocabulary,
 )
+from baal_hf.sampling.joining import joined
 from baal_hf.sampling.passes import Forward, Passes, is_sharded, keep_freed_memory
 
 logger = logging.getLogger(__name__)
@@ -310,41 +311,6 @@ def check_length(dataset: Any, who: str) -> None:
         raise TypeError(f"{who} needs a dataset with a length, got {type(dataset).__name__}.")
     if len(dataset) == 0:
         raise ValueError(f"{who} needs at least one row, got an empty dataset.")
-
-
-def concatenated(batches: Iterator[Tensor]) -> np.ndarray:
-    """One array of all batches, [N, C, *S, T]; shorter *S are padded with NaN. Batches are freed as they are copied."""
-    parts = [batch.numpy() for batch in batches]
-    shape = np.max([part.shape[1:] for part in parts], axis=0)
-    end = sum(map(len, parts))
-    whole = np.empty((end, *shape), dtype=parts[0].dtype)
-    while parts:
-        part = parts.pop()
-        target = whole[end - len(part) : end]
-        if part.shape[1:] != tuple(shape):
-            target[...] = np.nan
-        target[tuple(slice(size) for size in part.shape)] = part
-        end -= len(part)
-    return whole
-
-
-def halved(values: Tensor) -> Tensor:
-    """The values in float16.
-
-    Raises:
-        ValueError: Some are beyond its range, as regressed values may be.
-    """
-    half = values.half()
-    if half.isinf().any():
-        raise ValueError("Values beyond 65,504 do not fit in float16: predict with half=False.")
-    return half
-
-
-def joined(parts: Sequence[Tensor]) -> Tensor:
-    """One tensor of all parts, [n, ...]; those shorter on another axis are padded with NaN."""
-    if len({part.shape[1:] for part in parts}) == 1:
-        return torch.cat(list(parts))
-    return torch.from_numpy(concatenated(iter(parts)))
 
 
 def _padding(batch: Any, predictions: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from baal_hf.sampling.engine import Sampler, Value, check_length, halved
+from baal_hf.sampling.engine import Sampler, Value, check_length
+from baal_hf.sampling.joining import halved
 from baal_hf.store import ArrayStore
 
 Folder = str | os.PathLike[str]
