@@ -40,8 +40,8 @@ def adaptive_top_rows(
         heuristic: Scores rows one by one, from predictions alone.
         iterations: Number of draws, T.
         query_size: Number of rows, K.
-        error_rate: As for `can_be_best`. On TREC (5,452 rows, K = 50, T = 20, BALD) 0.005 lost none to two of the 50
-            best in four orders of the draws, and 0.05 one to eight.
+        error_rate: As for `can_be_best`; of one test, not of the whole. How many of the K best are lost depends on the
+            pool: `scripts/bench_scoring.py adaptive` counts them.
 
     Returns:
         Positions, most informative first, int64 [K], and their scores [K].

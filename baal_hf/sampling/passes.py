@@ -175,7 +175,7 @@ def is_sharded(model: nn.Module) -> bool:
 def keep_freed_memory() -> None:
     """Let the C library hold on to the memory of large tensors that are freed, up to 64 MB.
 
-    Otherwise each pass on a processor gets it anew from the system, page by page, which costs 10 % of its time. glibc
+    Otherwise each pass on a processor gets it anew from the system, page by page, which takes its time. glibc
     keeps blocks of up to the size of the largest that was freed, if that is less than 32 MB (mallopt(3),
     M_MMAP_THRESHOLD); others do so anyway. The memory is never touched, and so takes no room.
     """
