@@ -28,6 +28,7 @@ from typing import Any
 import datasets
 import numpy as np
 import transformers
+from accelerate import PartialState
 from text_data import packaged_minilm, train_and_test
 from transformers import (
     AutoModelForSequenceClassification,
@@ -140,6 +141,7 @@ def timed() -> None:
         scoring.score_dataset(rows, BALD(), iterations=20)
         if scoring.accelerator.is_main_process:
             print(json.dumps({"seconds": time.perf_counter() - started}))
+        PartialState().destroy_process_group()  # gloo's threads, left running, can abort the exit
 
 
 def processes() -> None:

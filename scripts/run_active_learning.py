@@ -21,6 +21,7 @@ import datasets
 import numpy as np
 import torch
 import transformers
+from accelerate import PartialState
 from text_data import packaged_minilm, train_and_test
 from transformers import (
     AutoConfig,
@@ -311,3 +312,4 @@ def write(records: list[dict[str, Any]], folder: Path, title: str) -> None:
 
 if __name__ == "__main__":
     main()
+    PartialState().destroy_process_group()  # gloo's threads, left running, can abort the exit
