@@ -1,5 +1,6 @@
 """Bayesian active learning for transformers, datasets and accelerate."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from baal_hf.arrays import masked
@@ -74,9 +75,23 @@ from baal_hf.posterior import (
     train_ensemble,
     unpatch_module,
 )
+from baal_hf.stopping import (
+    ClassificationChange,
+    CostBudget,
+    DeltaF,
+    EarlyStoppingCriterion,
+    KappaAverage,
+    LabellingBudgetStoppingCriterion,
+    LowAverageUncertaintyStoppingCriterion,
+    OverallUncertainty,
+    StoppingCriterion,
+    TimeBudget,
+)
 from baal_hf.store import ArrayStore
 
 if TYPE_CHECKING:
+    from baal_hf.checkpoints import ActiveLearningCallback
+    from baal_hf.experiment import ActiveLearningExperiment
     from baal_hf.trainer import BaalTransformersTrainer
 
 __version__ = "0.1.0"
@@ -92,7 +107,9 @@ __all__ = [
     "AbstractHeuristic",
     "ActiveLab",
     "ActiveLabelCleaning",
+    "ActiveLearningCallback",
     "ActiveLearningDataset",
+    "ActiveLearningExperiment",
     "ActiveLearningLoop",
     "ArrayStore",
     "BaalTransformersTrainer",
@@ -101,20 +118,27 @@ __all__ = [
     "BayesianModule",
     "Certainty",
     "ClassBalanced",
+    "ClassificationChange",
     "CombineHeuristics",
     "ConfidenceWeightedEntropy",
     "CoreSet",
+    "CostBudget",
+    "DeltaF",
     "Deterministic",
     "DropoutReport",
     "DropoutSite",
+    "EarlyStoppingCriterion",
     "Ensemble",
     "Entropy",
     "ExpectedKL",
     "GaussianBALD",
     "GibbsSampling",
     "KMeans",
+    "KappaAverage",
     "LabelEvent",
     "LabelLedger",
+    "LabellingBudgetStoppingCriterion",
+    "LowAverageUncertaintyStoppingCriterion",
     "MCConsistentDropoutModule",
     "MCDropConnect",
     "MCDropout",
@@ -126,6 +150,7 @@ __all__ = [
     "MultiLabelBALD",
     "MultiLabelEntropy",
     "NormalizedMargin",
+    "OverallUncertainty",
     "Posterior",
     "PowerBALD",
     "PowerEntropy",
@@ -139,6 +164,8 @@ __all__ = [
     "ReverseMutualInformation",
     "SelfConfidence",
     "SoftmaxBALD",
+    "StoppingCriterion",
+    "TimeBudget",
     "TypiClust",
     "Variance",
     "VariationRatio",
@@ -156,13 +183,18 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # transformers' Trainer takes as long to import as all the rest: it comes when asked for.
-    if name == "BaalTransformersTrainer":
-        from baal_hf.trainer import BaalTransformersTrainer
+# They import transformers' Trainer, which takes as long as all the rest: they come when asked for.
+_LATER = {
+    "ActiveLearningCallback": "baal_hf.checkpoints",
+    "ActiveLearningExperiment": "baal_hf.experiment",
+    "BaalTransformersTrainer": "baal_hf.trainer",
+}
 
-        return BaalTransformersTrainer
-    raise AttributeError(f"module 'baal_hf' has no attribute {name!r}")
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'baal_hf' has no attribute {name!r}")
+    return getattr(import_module(_LATER[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -6,6 +6,7 @@ import logging
 import operator
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,21 @@ from baal_hf.heuristics import ARRAYS, AbstractHeuristic, get_heuristic, whole
 from baal_hf.rows import row_ids_of
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Query:
+    """Rows to label.
+
+    Attributes:
+        row_ids: Most informative first, int64 [K].
+        scores: Of these rows, [K].
+        pool_scores: Of all rows that were ranked, in the order of the pool, [N].
+    """
+
+    row_ids: np.ndarray
+    scores: np.ndarray
+    pool_scores: np.ndarray
 
 
 class ActiveLearningLoop:
@@ -87,8 +103,8 @@ class ActiveLearningLoop:
             pool = self._sample()
         if len(pool) == 0:
             return False
-        row_ids = self.query(pool)
-        self.dataset.annotate(row_ids)
+        query = self.next_query(pool)
+        self.dataset.annotate(query.row_ids, heuristic=self.heuristic.name, scores=query.scores)
         return True
 
     def query(self, pool: Any) -> np.ndarray:
@@ -97,6 +113,18 @@ class ActiveLearningLoop:
         Raises:
             ValueError: The heuristic was given predictions for another number of rows.
         """
+        return self.next_query(pool).row_ids
+
+    def next_query(self, pool: Any = None) -> Query:
+        """The rows to label next, with their scores.
+
+        Args:
+            pool: As for `step`; it has at least one row.
+
+        Raises:
+            ValueError: The heuristic was given predictions for another number of rows.
+        """
+        pool = self._sample() if pool is None else pool
         row_ids = row_ids_of(pool)
         arrays = self._arrays(pool)
         ranks, scores = self.heuristic.get_ranks(
@@ -111,7 +139,7 @@ class ActiveLearningLoop:
             logger.warning("query_size is %d but only %s: all are labelled.", self.query_size, rows)
         if self.uncertainty_folder is not None:
             _write(self.uncertainty_folder / f"step={self.dataset.current_al_step + 1:04d}.npz", row_ids, scores)
-        return row_ids[ranks]
+        return Query(row_ids[ranks], scores[ranks], scores)
 
     def _arrays(self, pool: Any) -> dict[str, Any]:
         """What the heuristic needs to know of the pool, of the labelled rows and of the targets, by name."""

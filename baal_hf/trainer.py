@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer
+from transformers.trainer_utils import get_last_checkpoint
 
 from baal_hf import features
 from baal_hf.arrays import probabilities
+from baal_hf.checkpoints import ActiveLearningCallback
 from baal_hf.heuristics import AbstractHeuristic, get_heuristic
 from baal_hf.heuristics.base import checked_size
 from baal_hf.inputs import InputCollator, checked_lengths, input_names, model_columns
@@ -296,6 +298,17 @@ class BaalTransformersTrainer(Trainer):
                 getattr(self, name).load_state_dict(deepcopy(self._given_states[name]))
             else:
                 setattr(self, name, None)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's own; a checkpoint that was saved with `ActiveLearningCallback` brings its labelled rows along."""
+        checkpoint: Any = resume_from_checkpoint
+        if checkpoint is True:
+            checkpoint = get_last_checkpoint(self.args.output_dir or ".")  # type: ignore[no-untyped-call]
+        for callback in self.callback_handler.callbacks if checkpoint else ():
+            if isinstance(callback, ActiveLearningCallback):
+                callback.restore(checkpoint)
+                self.train_dataset = callback.dataset.labelled
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def call_model_init(self, trial: Any = None) -> Any:
         """Trainer's own; a model that comes patched is taken over."""

@@ -10,9 +10,7 @@ default model and data come from the packages of the extra `demo`, and no networ
 """
 
 import json
-import time
 from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,7 +37,7 @@ from transformers import (
 
 from baal_hf import (
     ActiveLearningDataset,
-    ActiveLearningLoop,
+    ActiveLearningExperiment,
     BaalTransformersTrainer,
     available_heuristics,
     get_heuristic,
@@ -103,49 +101,6 @@ def accuracy_of(prediction: EvalPrediction) -> dict[str, float]:
     return accuracy.compute(predictions=prediction.predictions.argmax(-1), references=prediction.label_ids)
 
 
-def rounds(
-    heuristic: str, args: ActiveLearningArguments, dataset: ActiveLearningDataset, trainer: BaalTransformersTrainer
-) -> Iterator[dict[str, Any]]:
-    """A record for each round; rows are labelled between rounds, until none is left or `args.rounds` is reached."""
-    seed = trainer.args.seed
-    initial_weights = {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
-    loop = ActiveLearningLoop(
-        dataset,
-        trainer.predict_on_dataset_generator,
-        get_heuristic(heuristic, seed=seed),
-        query_size=args.query_size,
-        max_sample=args.pool_sample,
-        get_features=trainer.predict_features,
-        targets=target_rows(dataset, args.targets, seed),
-        seed=seed,
-        iterations=args.iterations,
-    )
-    for number in range(1, args.rounds + 1):
-        trainer.load_state_dict(initial_weights)
-        trainer.train_dataset = dataset.labelled
-        labelled = dataset.n_labelled
-        set_seed(seed + number)
-        started = time.perf_counter()
-        trainer.train()
-        trained = time.perf_counter()
-        accuracy = trainer.evaluate()["eval_accuracy"]
-        evaluated = time.perf_counter()
-        more = number < args.rounds and loop.step()
-        scored = time.perf_counter()
-        yield {
-            "heuristic": heuristic,
-            "seed": seed,
-            "round": number,
-            "labelled": labelled,
-            "accuracy": accuracy,
-            "seconds_train": trained - started,
-            "seconds_score": scored - evaluated,
-            "queried": [event.row_id for event in dataset.ledger][labelled:],
-        }
-        if not more:
-            return
-
-
 def target_rows(dataset: ActiveLearningDataset, size: int, seed: int) -> datasets.Dataset:
     """Some random rows of what was the pool at first."""
     pool = dataset.pool
@@ -153,13 +108,13 @@ def target_rows(dataset: ActiveLearningDataset, size: int, seed: int) -> dataset
     return pool.select(np.sort(positions))
 
 
-def line(record: dict[str, Any]) -> str:
+def line(record: dict[str, Any], seconds: dict[str, float]) -> str:
     """A round in one line."""
-    queried = record["queried"]
-    rows = "rows " + " ".join(map(str, queried[:8])) + (" ..." if len(queried) > 8 else "") if queried else "the end"
+    new = record["new"]
     return (
-        f"{record['heuristic']:>8}  labelled {record['labelled']:4d}  accuracy {record['accuracy']:.3f}  "
-        f"train {record['seconds_train']:5.1f} s  score {record['seconds_score']:5.1f} s  next: {rows}"
+        f"{record['heuristic']:>8}  labelled {record['labelled']:4d}  accuracy {record['eval_accuracy']:.3f}  "
+        f"score {seconds.get('score', 0):5.1f} s  train {seconds['train']:5.1f} s  "
+        f"new: rows {' '.join(map(str, new[:8]))}{' ...' if len(new) > 8 else ''}"
     )
 
 
@@ -169,10 +124,10 @@ def verdict(records: list[dict[str, Any]]) -> str:
     if len(curves) == 1:
         first, last = records[0], records[-1]
         return (
-            f"Accuracy {first['accuracy']:.3f} with {first['labelled']} labels, "
-            f"{last['accuracy']:.3f} with {last['labelled']}."
+            f"Accuracy {first['eval_accuracy']:.3f} with {first['labelled']} labels, "
+            f"{last['eval_accuracy']:.3f} with {last['labelled']}."
         )
-    means = {name: float(np.mean([r["accuracy"] for r in curve[1:] or curve])) for name, curve in curves.items()}
+    means = {name: float(np.mean([r["eval_accuracy"] for r in curve[1:] or curve])) for name, curve in curves.items()}
     told = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
     first, second, *_ = sorted(means, key=lambda name: -means[name])
     ahead = f"{first} was ahead" if means[first] > means[second] else "none was ahead"
@@ -290,9 +245,22 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         )
         for callback in (PrinterCallback, ProgressCallback):  # a round is one line
             trainer.remove_callback(callback)
-        for record in rounds(heuristic, al_args, dataset, trainer):
-            records.append(record)
-            report(line(record), flush=True)
+        experiment = ActiveLearningExperiment(
+            trainer,
+            dataset,
+            test,
+            get_heuristic(heuristic),
+            al_args.query_size,
+            al_args.iterations,
+            None if al_args.pool_sample == -1 else al_args.pool_sample,
+            seed=training_args.seed,
+            max_rounds=al_args.rounds,
+            targets=target_rows(dataset, al_args.targets, training_args.seed),
+        )
+        for record in experiment.rounds():
+            new = [event.row_id for event in dataset.ledger if event.step == dataset.current_al_step]
+            records.append({**record, "heuristic": heuristic, "new": new})
+            report(line(records[-1], experiment.seconds), flush=True)
         if heuristic == al_args.heuristic:
             trainer.save_model(str(folder / "model"))
     if training_args.process_index == 0:
@@ -307,7 +275,7 @@ def write(records: list[dict[str, Any]], folder: Path, title: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "records.jsonl", "w", encoding="utf-8") as file:
         file.writelines(json.dumps(record) + "\n" for record in records)
-    learning_curve(records, folder / "learning_curve.png", title)
+    learning_curve(records, folder / "learning_curve.png", title, metric="eval_accuracy")
 
 
 if __name__ == "__main__":

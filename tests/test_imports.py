@@ -16,12 +16,15 @@ PACKAGE = ROOT / "baal_hf"
 FLOORS = [
     {"arrays", "ledger", "metrics", "store"},
     {"rows"},
+    {"export"},
     {"dataset", "posterior", "heuristics"},
     {"features", "sampling"},
-    {"inputs", "outputs"},
+    {"inputs", "outputs", "checkpoints"},
     {"trainer", "modelwrapper", "calibration"},
-    {"loop"},
-    {"experiment", "plots"},
+    {"loop", "stopping", "curves"},
+    {"plots"},
+    {"experiment"},
+    {"project"},
     {"cli", "__init__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
+from functools import cached_property
+from hashlib import blake2b
 from typing import Any
 
 import datasets
@@ -14,6 +17,8 @@ from datasets.table import InMemoryTable, Table, concat_tables
 
 from baal_hf.rows.base import ROW_ID, plain
 
+_READ = 1024  # rows that a fingerprint looks at
+
 
 class ArrowRows:
     """Rows of a `datasets.Dataset`.
@@ -24,6 +29,9 @@ class ArrowRows:
         label_column: Where labels are found and put; need not exist yet.
         label_feature: Type of the labels, when the dataset does not say or says it wrongly.
         specifics: `{"transform": f}` shows the pool through `f`.
+
+    Attributes:
+        label_column: As above.
 
     Raises:
         ValueError: The dataset has a column called `__row_id__`, or `specifics` names something else.
@@ -41,7 +49,7 @@ class ArrowRows:
             dataset = dataset.with_format(None).flatten_indices().with_format(**dataset.format)
             positions = table_positions(dataset)
         self._original = dataset
-        self._column = label_column
+        self.label_column = label_column
         self._feature = label_feature or dataset.features.get(label_column)
         self._inputs = dataset.remove_columns(label_column) if label_column in dataset.column_names else dataset
         self._positions = positions  # [M], row of the table that each row id is
@@ -52,6 +60,15 @@ class ArrowRows:
 
     def __len__(self) -> int:
         return len(self._original)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """By the columns and by rows spread over the dataset: to read all of a large one takes long."""
+        digest = blake2b(repr(_classes(self._feature)).encode(), digest_size=16)
+        chosen = pa.array(self._positions[np.unique(np.linspace(0, len(self) - 1, _READ).astype(np.int64))])
+        for name in sorted(self._inputs.column_names):
+            digest.update(repr([name, self._inputs.data.column(name).take(chosen).to_pylist()]).encode())
+        return digest.hexdigest()
 
     def raw(self, row_id: int) -> Any:
         return self._original[row_id]
@@ -68,15 +85,22 @@ class ArrowRows:
         place[row_ids] = np.arange(len(row_ids))
         place = place[self._row_ids]  # [rows of the table], place in `values`
         column = pa.array(values, type=self._type).take(pa.array(place, mask=place < 0))
-        return self._view(_joined(self._table, self._column, column), {self._column: self._feature}, row_ids, values)
+        return self._view(
+            _joined(self._table, self.label_column, column), {self.label_column: self._feature}, row_ids, values
+        )
 
     def labels(self, row_ids: np.ndarray, labels: Mapping[int, Any]) -> list[Any]:
         return [labels[row_id] for row_id in row_ids.tolist()]
 
+    def with_classes(self, names: Sequence[str]) -> ArrowRows:
+        rows = copy(self)
+        rows._feature = _with_more(self._feature, names)
+        return rows
+
     def encoded(self, row_ids: Sequence[int], labels: Sequence[Any] | None) -> list[Any]:
         if self._feature is None:
             raise ValueError(
-                f"Labelling needs to know where labels are: the dataset has no column {self._column!r}, only "
+                f"Labelling needs to know where labels are: the dataset has no column {self.label_column!r}, only "
                 f"{self._original.column_names}. Pass label_column=... to ActiveLearningDataset, or for labels "
                 "that are to come label_feature=..., for example datasets.ClassLabel(names=[...])."
             )
@@ -94,15 +118,15 @@ class ArrowRows:
 
     @property
     def _type(self) -> pa.DataType:
-        return Features({self._column: self._feature}).arrow_schema.field(0).type
+        return Features({self.label_column: self._feature}).arrow_schema.field(0).type
 
     def _own_labels(self, row_ids: Sequence[int]) -> list[Any]:
-        if self._column not in self._original.column_names:
+        if self.label_column not in self._original.column_names:
             raise ValueError(
-                f"Labelling needs the labels: the dataset has no column {self._column!r} to take them from, only "
+                f"Labelling needs the labels: the dataset has no column {self.label_column!r} to take them from, only "
                 f"{self._original.column_names}. Pass them, or label_column=... to ActiveLearningDataset."
             )
-        own = self._original.data.column(self._column).take(pa.array(self._positions[row_ids])).to_pylist()
+        own = self._original.data.column(self.label_column).take(pa.array(self._positions[row_ids])).to_pylist()
         for row_id, label in zip(row_ids, own, strict=True):
             if label is None or label != label or (label == -1 and pa.types.is_integer(self._type)):
                 raise ValueError(f"Row {row_id} needs a label: its own in the dataset is {label}. Pass one.")
@@ -131,6 +155,23 @@ class ArrowRows:
         form = self._inputs.format
         shown = None if form["columns"] == self._inputs.column_names else [*form["columns"], *added]
         return view.with_format(**{**form, "columns": shown})
+
+
+def _classes(feature: Any) -> list[str] | None:
+    """Names of the classes, also where labels are lists of classes."""
+    return getattr(getattr(feature, "feature", feature), "names", None)
+
+
+def _with_more(feature: Any, names: Sequence[str]) -> Any:
+    """The feature with more classes, also where labels are lists of classes."""
+    if isinstance(feature, datasets.List):
+        return datasets.List(_with_more(feature.feature, names), length=feature.length)
+    if not isinstance(feature, ClassLabel):
+        raise TypeError(f"Classes can be added where labels are ClassLabel(names=[...]), here they are {feature}.")
+    taken = [name for name in names if name in feature.names or list(names).count(name) > 1 or not name]
+    if taken or not names:
+        raise ValueError(f"New classes need new names, got {list(names)}. The classes are {feature.names}.")
+    return ClassLabel(names=[*feature.names, *names])
 
 
 def table_positions(dataset: datasets.Dataset) -> np.ndarray:

@@ -14,8 +14,15 @@ ROW_ID = "__row_id__"
 class Rows(Protocol):
     """What `ActiveLearningDataset` asks of the data it stands on. `row_ids` are positions in the original dataset."""
 
+    label_column: str
+    """Where the labels are; of a torch dataset the key in rows that are dictionaries."""
+
     def __len__(self) -> int:
         """Number of rows, M."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells these rows from others, by their inputs and classes; the same in every process."""
 
     def raw(self, row_id: int) -> Any:
         """The row as it is in the original dataset."""
@@ -28,6 +35,9 @@ class Rows(Protocol):
 
     def labels(self, row_ids: np.ndarray, labels: Mapping[int, Any]) -> list[Any]:
         """The labels that `labelled` shows for these rows."""
+
+    def with_classes(self, names: Sequence[str]) -> Rows:
+        """These rows with more classes behind those that labels have."""
 
     def encoded(self, row_ids: Sequence[int], labels: Sequence[Any] | None) -> list[Any]:
         """Labels as they are stored; None asks for the dataset's own."""

@@ -37,6 +37,7 @@ class TorchRows:
     ) -> None:
         names = ("label", "labels") if label_column is None else (label_column,)
         self._original = dataset
+        self.label_column = names[0]
         self._names = names
         self._unlabelled = make_unlabelled or partial(_without_label, names)
         self._with_label = partial(_with_label, names)
@@ -48,6 +49,10 @@ class TorchRows:
 
     def __len__(self) -> int:
         return len(self._original)  # type: ignore[arg-type]
+
+    @property
+    def fingerprint(self) -> str:
+        return type(self._original).__name__  # of rows that may differ each time they are read, no more can be told
 
     def raw(self, row_id: int) -> Any:
         return self._original[row_id]
@@ -63,6 +68,9 @@ class TorchRows:
             _own_label(self._names, self._original[row_id]) if labels[row_id] is None else labels[row_id]
             for row_id in row_ids.tolist()
         ]
+
+    def with_classes(self, names: Sequence[str]) -> TorchRows:
+        raise TypeError("Classes can be added to a datasets.Dataset: a torch dataset takes any label as it is.")
 
     def encoded(self, row_ids: Sequence[int], labels: Sequence[Any] | None) -> list[Any]:
         if labels is None:

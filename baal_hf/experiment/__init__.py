@@ -1,0 +1,7 @@
+"""Whole rounds: train, evaluate, record, score, stop, label; resumable, and compared over heuristics and seeds."""
+
+from baal_hf.experiment.compare import compare
+from baal_hf.experiment.experiment import ActiveLearningExperiment
+from baal_hf.experiment.learner import Learner, TrainerLearner
+
+__all__ = ["ActiveLearningExperiment", "Learner", "TrainerLearner", "compare"]

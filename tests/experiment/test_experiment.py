@@ -1,0 +1,262 @@
+"""Whole rounds: what they record, that they go on where they were left, and that they refuse what is not theirs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from baal_hf import (
+    ActiveLearningCallback,
+    ActiveLearningDataset,
+    ActiveLearningExperiment,
+    ClassificationChange,
+    LabellingBudgetStoppingCriterion,
+    OverallUncertainty,
+)
+from baal_hf.experiment import TrainerLearner, compare
+from baal_hf.experiment.folder import ExperimentFolder
+from tests.experiment.check_rounds import experiment, rows, told, trainer
+
+PARTS = ("save", "train", "evaluate", "classes", "predictions")
+
+
+class Interrupted(Exception):
+    """Where a process ended."""
+
+
+class Failing(TrainerLearner):
+    """Ends the run before or after the n-th call of one of its parts."""
+
+    def __init__(self, trainer: Any, part: str, call: int, after: bool) -> None:
+        super().__init__(trainer)
+        whole, calls = getattr(self, part), iter(range(call))
+
+        def failing(*args: Any) -> Any:
+            last = next(calls, None) is None
+            if last and not after:
+                raise Interrupted
+            result = whole(*args)
+            if last:
+                raise Interrupted
+            return result
+
+        setattr(self, part, failing)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Records and labels of a run that is never interrupted."""
+    run = experiment(tmp_path_factory.mktemp("whole"), None)
+    return told(run.start(), run)
+
+
+def test_records(tmp_path: Path) -> None:
+    """There is a record for each round, with how many rows were labelled then; labels know where they came from."""
+    run = experiment(tmp_path, None)
+    records = run.start()
+    assert [record["round"] for record in records] == [1, 2, 3, 4]
+    assert [record["labelled"] for record in records] == [6, 10, 14, 18]
+    assert {record["heuristic"] for record in records} == {"powerbald"}
+    assert all(0 <= record["eval_accuracy"] <= 1 for record in records)
+    assert set(records[0]) == {"heuristic", "seed", "round", "labelled", "eval_loss", "eval_accuracy"}
+    assert set(run.seconds) == {"score", "train", "evaluate"}
+    given = [event for event in run.dataset.ledger if event.step > 1]
+    assert len(given) == 12
+    assert all(event.heuristic == "powerbald" and event.score is not None for event in given)
+    assert all(event.label == run.dataset.get_raw(event.row_id)["label"] for event in given)
+
+
+def test_everything_follows_from_the_seed(tmp_path: Path, whole: str) -> None:
+    """A second run gives the same records and labels, another seed others."""
+    run = experiment(tmp_path, None)
+    np.random.default_rng().random()
+    assert told(run.start(), run) == whole
+    other = experiment(tmp_path, None, seed=1)
+    assert told(other.start(), other) != whole
+
+
+@pytest.mark.parametrize("ledger", [False, True])
+@pytest.mark.parametrize("part", PARTS)
+def test_interrupted_runs_end_as_if_they_were_not(part: str, ledger: bool, tmp_path: Path, whole: str) -> None:
+    """A run that is interrupted before or after any part of any round goes on, and ends with the same records."""
+    place, labels = tmp_path / "run", tmp_path / "labels.db" if ledger else None
+    interruptions = 0
+    for after in (False, True):
+        for call in (0, 1, 2):
+            run = experiment(tmp_path, place, labels)
+            run.learner = Failing(run.learner.trainer, part, call, after)
+            try:
+                run.start()
+            except Interrupted:
+                interruptions += 1
+    assert interruptions >= 2
+    run = experiment(tmp_path, place, labels)
+    assert told(run.start(), run) == whole
+    again = experiment(tmp_path, place, labels)
+    assert told(again.start(), again) == whole
+    lines = (place / "records.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == json.loads(whole)[0]
+
+
+def test_done_parts_are_not_done_again(tmp_path: Path) -> None:
+    """A run that goes on trains only the rounds that were not trained, and holds the last round's model in the end."""
+    first = experiment(tmp_path, tmp_path / "run", max_rounds=3)
+    first.start()
+    weights = {name: value.clone() for name, value in first.learner.trainer.model.state_dict().items()}
+    run = experiment(tmp_path, tmp_path / "run", max_rounds=3)
+    run.learner = Failing(run.learner.trainer, "train", 0, after=False)
+    run.start()
+    for name, value in run.learner.trainer.model.state_dict().items():
+        np.testing.assert_array_equal(value, weights[name])
+    run.max_rounds = 4
+    with pytest.raises(Interrupted):
+        run.start()
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.slow)])
+def test_killed_runs_end_as_if_they_were_not(kills: int, tmp_path: Path) -> None:
+    """Runs that are killed at random moments end with the records and labels of runs that never were."""
+    command = [sys.executable, str(Path(__file__).with_name("check_rounds.py")), str(kills), str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"{kills} kills" in done.stdout
+    print(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"query_size": 5}, "query_size: 4, not 5"),
+        ({"iterations": 4}, "iterations: 3, not 4"),
+        ({"pool_size": None}, "pool_size: 20, not None"),
+    ],
+)
+def test_other_settings(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    """A folder in which another experiment was begun is refused, with the difference."""
+    experiment(tmp_path, tmp_path / "run", max_rounds=1).start()
+    with pytest.raises(ValueError, match=message):
+        experiment(tmp_path, tmp_path / "run", **change).start()
+
+
+def test_other_rows_labelled(tmp_path: Path) -> None:
+    """An experiment that goes on needs the rows labelled that it was begun with, and no others."""
+    experiment(tmp_path, tmp_path / "run", max_rounds=2).start()
+    run = experiment(tmp_path, tmp_path / "run")
+    run.dataset.reset_labelled()
+    run.dataset.label(range(6))
+    with pytest.raises(ValueError, match="begun with other rows labelled"):
+        run.start()
+    run = experiment(tmp_path, tmp_path / "run")
+    run.dataset.label([0])
+    with pytest.raises(RuntimeError, match="labelled by somebody else"):
+        run.start()
+    run.dataset.reset_labelled()
+    with pytest.raises(ValueError, match="needs labelled rows to begin with"):
+        run.start()
+
+
+def test_two_experiments_in_one_folder(tmp_path: Path) -> None:
+    """A folder is one running experiment's; another is refused until it ends."""
+    run = experiment(tmp_path, tmp_path / "run", max_rounds=1)
+    with ExperimentFolder(tmp_path / "run"), pytest.raises(RuntimeError, match="Another experiment is running"):
+        run.start()
+    assert len(run.start()) == 1
+
+
+def test_bad_arguments(tmp_path: Path) -> None:
+    """Numbers below 1, an unknown heuristic and a criterion without its stop set are refused at once."""
+    for name in ("query_size", "iterations", "pool_size", "max_rounds"):
+        with pytest.raises(ValueError, match=f"{name} >= 1, got 0"):
+            experiment(tmp_path, None, **{name: 0})
+    with pytest.raises(ValueError, match="KappaAverage needs the classes of a stop set"):
+        experiment(tmp_path, None, stop_set=None)
+    dataset = ActiveLearningDataset(rows(4))
+    with pytest.raises(ValueError, match="nonsense"):
+        ActiveLearningExperiment(trainer(tmp_path), dataset, rows(4), "nonsense")
+
+
+def test_until_the_pool_is_empty(tmp_path: Path) -> None:
+    """Without limits rounds go on until all rows are labelled, the last query being what is left."""
+    run = experiment(tmp_path, tmp_path / "run", max_rounds=None, criterion=None, query_size=15, pool_size=None)
+    assert [record["labelled"] for record in run.start()] == [6, 21, 36, 40]
+    assert run.dataset.n_unlabelled == 0
+    again = experiment(tmp_path, tmp_path / "run", max_rounds=None, criterion=None, query_size=15, pool_size=None)
+    assert [record["labelled"] for record in again.start()] == [6, 21, 36, 40]
+
+
+def test_criteria(tmp_path: Path) -> None:
+    """Criteria see labels, scores of the pool and classes of the stop set, and end the rounds, also when resumed."""
+    budget = LabellingBudgetStoppingCriterion(10)
+    assert len(experiment(tmp_path, None, criterion=budget).start()) == 2
+    certain = OverallUncertainty(1e9)
+    for _ in range(2):
+        run = experiment(tmp_path, tmp_path / "scores", criterion=certain)
+        assert len(run.start()) == 1
+        assert run.dataset.n_labelled == 6  # the rows of the query are not labelled
+    change = ClassificationChange(0.99)
+    assert len(experiment(tmp_path, None, criterion=change).start()) == 2
+    assert len(experiment(tmp_path, None, criterion=change & LabellingBudgetStoppingCriterion(14)).start()) == 3
+
+
+def test_checkpoints_hold_what_is_labelled(tmp_path: Path) -> None:
+    """Training that is resumed from a checkpoint has the labelled rows of then, and ends with the same weights."""
+
+    def begun(epochs: int) -> tuple[Any, ActiveLearningDataset]:
+        training = trainer(tmp_path, save_strategy="epoch", num_train_epochs=epochs, lr_scheduler_type="constant")
+        dataset = ActiveLearningDataset(rows(40))
+        training.add_callback(ActiveLearningCallback(dataset))
+        return training, dataset
+
+    training, dataset = begun(3)
+    dataset.label(range(0, 24, 2))
+    training.train_dataset = dataset.labelled
+    training.train()
+    weights = {name: value.clone() for name, value in training.model.state_dict().items()}
+
+    resumed, fresh = begun(3)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "trainer" / "checkpoint-6"))
+    assert fresh.labelled_ids.tolist() == dataset.labelled_ids.tolist()
+    for name, value in resumed.model.state_dict().items():
+        np.testing.assert_allclose(value, weights[name], atol=1e-6)
+    again, fresh = begun(3)
+    again.train(resume_from_checkpoint=True)
+    assert fresh.n_labelled == 12
+
+
+def test_checkpoints_without_state(tmp_path: Path) -> None:
+    """A checkpoint that does not hold what was labelled is refused."""
+    (tmp_path / "checkpoint-1").mkdir()
+    with pytest.raises(ValueError, match="does not hold what was labelled"):
+        ActiveLearningCallback(ActiveLearningDataset(rows(4))).restore(tmp_path / "checkpoint-1")
+
+
+def test_compare(tmp_path: Path) -> None:
+    """Heuristics are compared over seeds in a table, a file, a summary and a picture; a second call gives the same."""
+
+    def made(heuristic: str, seed: int, folder: Path) -> ActiveLearningExperiment:
+        dataset = ActiveLearningDataset(rows(40), random_state=seed)
+        dataset.label_randomly(6)
+        limits = {"query_size": 6, "iterations": 2, "max_rounds": 3}
+        return ActiveLearningExperiment(
+            trainer(tmp_path), dataset, rows(16, seed=1), heuristic, folder=folder, seed=seed, **limits
+        )
+
+    table = compare(made, ["bald", "random"], [0, 1], tmp_path / "compared")
+    assert len(table) == 2 * 2 * 3
+    with open(tmp_path / "compared" / "records.csv", newline="") as file:
+        assert [row["heuristic"] for row in csv.DictReader(file)] == table["heuristic"][:]
+    summary = json.loads((tmp_path / "compared" / "summary.json").read_text())
+    assert {line["heuristic"] for line in summary} == {"bald", "random"}
+    assert (tmp_path / "compared" / "learning_curve.png").stat().st_size > 1000
+    assert compare(made, ["bald", "random"], [0, 1], tmp_path / "compared")[:] == table[:]
+    with pytest.raises(ValueError, match="at least one heuristic"):
+        compare(made, [], [0], tmp_path / "compared")
