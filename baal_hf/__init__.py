@@ -92,6 +92,7 @@ from baal_hf.store import ArrayStore
 if TYPE_CHECKING:
     from baal_hf.checkpoints import ActiveLearningCallback
     from baal_hf.experiment import ActiveLearningExperiment
+    from baal_hf.modelwrapper import EnsembleModelWrapper, ModelWrapper
     from baal_hf.trainer import BaalTransformersTrainer
 
 __version__ = "0.1.0"
@@ -129,6 +130,7 @@ __all__ = [
     "DropoutSite",
     "EarlyStoppingCriterion",
     "Ensemble",
+    "EnsembleModelWrapper",
     "Entropy",
     "ExpectedKL",
     "GaussianBALD",
@@ -147,6 +149,7 @@ __all__ = [
     "Margin",
     "MaxKL",
     "MeanStd",
+    "ModelWrapper",
     "MultiLabelBALD",
     "MultiLabelEntropy",
     "NormalizedMargin",
@@ -188,6 +191,8 @@ _LATER = {
     "ActiveLearningCallback": "baal_hf.checkpoints",
     "ActiveLearningExperiment": "baal_hf.experiment",
     "BaalTransformersTrainer": "baal_hf.trainer",
+    "EnsembleModelWrapper": "baal_hf.modelwrapper",
+    "ModelWrapper": "baal_hf.modelwrapper",
 }
 
 

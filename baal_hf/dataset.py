@@ -339,7 +339,6 @@ class ActiveLearningDataset(Dataset[Any]):
             ValueError: A name is a class already, or comes twice.
             TypeError: Labels are no classes, or names no names.
         """
-
         if isinstance(names, str) or not all(isinstance(name, str) for name in names):
             raise TypeError(f"add_classes() needs a list of names, got {names!r}.")
 

@@ -25,9 +25,9 @@ from baal_hf.heuristics import AbstractHeuristic, get_heuristic
 from baal_hf.heuristics.base import checked_size
 from baal_hf.inputs import InputCollator, checked_lengths, input_names, model_columns
 from baal_hf.outputs import found_logits, problem_type, token_mask
-from baal_hf.posterior import BayesianModule, Deterministic, MCDropout, Posterior, unpatch_module
+from baal_hf.posterior import Deterministic, MCDropout, Posterior
 from baal_hf.posterior.base import unwrapped
-from baal_hf.posterior.patching import patched_posterior
+from baal_hf.posterior.patching import unpatched
 from baal_hf.sampling import (
     Folder,
     Forward,
@@ -326,11 +326,9 @@ class BaalTransformersTrainer(Trainer):
 
     def _taken_over(self, model: nn.Module | None) -> nn.Module | None:
         """The model without the patches of it or its parts; what they draw from is kept."""
-        if isinstance(model, BayesianModule):
-            model = model.parent_module
-        for part in model.modules() if model is not None else ():
-            self._patched_with = patched_posterior(part) or self._patched_with
-            unpatch_module(part)
+        if model is not None:
+            model, posterior = unpatched(model)
+            self._patched_with = posterior or self._patched_with
         return model
 
     def _predicting(self, dataset: Any, iterations: int, ignore_keys: Sequence[str] | None) -> tuple[Sampler, Any]:

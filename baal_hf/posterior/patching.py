@@ -104,6 +104,17 @@ def patched_posterior(module: nn.Module) -> Posterior | None:
     return module.patch.posterior if isinstance(module, _Patched) else None
 
 
+def unpatched(model: nn.Module) -> tuple[nn.Module, Posterior | None]:
+    """The model without the patches of it or its parts, and the posterior of the last; None if there was no patch."""
+    posterior = None
+    if isinstance(model, BayesianModule):
+        model = model.parent_module
+    for part in model.modules():
+        posterior = patched_posterior(part) or posterior
+        unpatch_module(part)
+    return model, posterior
+
+
 class BayesianModule(nn.Module):
     """A module wrapped so that its forward passes in evaluation mode are draws from a posterior.
 

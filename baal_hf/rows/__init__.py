@@ -14,9 +14,21 @@ from torch.utils.data import IterableDataset, Subset
 
 from baal_hf.rows.arrow import ArrowRows, table_positions
 from baal_hf.rows.base import ROW_ID, Rows
+from baal_hf.rows.batches import has_targets, inputs_and_target
 from baal_hf.rows.mapstyle import RowView, TorchRows, rows_at
 
-__all__ = ["ROW_ID", "ArrowRows", "RowView", "Rows", "TorchRows", "row_ids_of", "rows_at", "rows_of"]
+__all__ = [
+    "ROW_ID",
+    "ArrowRows",
+    "RowView",
+    "Rows",
+    "TorchRows",
+    "has_targets",
+    "inputs_and_target",
+    "row_ids_of",
+    "rows_at",
+    "rows_of",
+]
 
 
 def rows_of(

@@ -127,6 +127,11 @@ class RowView(Dataset[Any]):
         self._labels = labels
         self.row_ids = row_ids
 
+    @property
+    def is_pool(self) -> bool:
+        """Whether the rows are shown without labels."""
+        return self._labels is None
+
     def __len__(self) -> int:
         return len(self.row_ids)
 

@@ -1,0 +1,360 @@
+"""ModelWrapper: any torch module trained, tested and predicted; Baal's script as it stands."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Subset, TensorDataset
+
+from baal_hf import (
+    ActiveLearningDataset,
+    EnsembleModelWrapper,
+    MCDropout,
+    MCDropoutModule,
+    ModelWrapper,
+    metrics,
+)
+
+OPTIONS = {"use_cuda": False, "workers": 0}
+
+
+def digits(size: int = 200) -> TensorDataset:
+    """Images of digits as vectors, and their classes."""
+    images, labels = load_digits(return_X_y=True)
+    return TensorDataset(torch.from_numpy(images[:size] / 16).float(), torch.from_numpy(labels[:size]))
+
+
+def network(p: float = 0.5) -> nn.Module:
+    """A network with dropout, the same each time."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Dropout(p), nn.Linear(64, 10))
+
+
+def wrapper(**arguments: Any) -> ModelWrapper:
+    """It, with cross-entropy."""
+    return ModelWrapper(network(), nn.CrossEntropyLoss(), **arguments)
+
+
+def expected(model: nn.Module, inputs: Tensor, draws: int) -> np.ndarray:
+    """Probabilities of each row alone under each draw, [N, C, T]."""
+    rows = []
+    model.eval()
+    with torch.no_grad():
+        for t in range(draws):
+            with MCDropout().draw(model, t):
+                rows.append(torch.cat([model(row[None]).softmax(1) for row in inputs]))
+    return torch.stack(rows, -1).numpy()
+
+
+def test_the_readme_of_baal() -> None:
+    """The script in Baal's README runs as it stands, with this package's names."""
+    from baal_hf import ActiveLearningLoop, heuristics
+
+    script = """
+dataset = ActiveLearningDataset(your_dataset)
+dataset.label_randomly(INITIAL_POOL)  # label some data
+model = MCDropoutModule(your_model)
+model = ModelWrapper(model, your_criterion)
+active_loop = ActiveLearningLoop(dataset,
+                                 get_probabilities=model.predict_on_dataset,
+                                 heuristic=heuristics.BALD(shuffle_prop=0.1),
+                                 query_size=NDATA_TO_LABEL)
+for al_step in range(N_ALSTEP):
+    model.train_on_dataset(dataset, optimizer, BATCH_SIZE, use_cuda=use_cuda)
+    if not active_loop.step():
+        # We're done!
+        break
+"""
+    model = network()
+    names = {
+        "ActiveLearningDataset": ActiveLearningDataset,
+        "ActiveLearningLoop": ActiveLearningLoop,
+        "MCDropoutModule": MCDropoutModule,
+        "ModelWrapper": ModelWrapper,
+        "heuristics": heuristics,
+        "your_dataset": digits(60),
+        "your_model": model,
+        "your_criterion": nn.CrossEntropyLoss(),
+        "optimizer": torch.optim.SGD(model.parameters(), 0.1),
+        "INITIAL_POOL": 10,
+        "NDATA_TO_LABEL": 20,
+        "N_ALSTEP": 5,
+        "BATCH_SIZE": 8,
+        "use_cuda": False,
+    }
+    exec(script, names)
+    assert [len(names["dataset"]), names["al_step"]] == [60, 3]
+
+
+def test_training_learns() -> None:
+    """Training lowers the loss each epoch counts once, and the model is in evaluation mode afterwards."""
+    model = wrapper()
+    optimizer = torch.optim.Adam(model.model.parameters(), 1e-2)
+    losses = model.train_on_dataset(digits(), optimizer, 32, epoch=6, **OPTIONS)
+    assert len(losses) == 6 and losses[-1] < losses[0] / 3
+    assert model.get_metrics() == {"train_loss": losses[-1]}
+    assert not model.model.training
+    assert model.test_on_dataset(digits(), 32, **OPTIONS) < 0.5
+
+
+def test_epochs_see_each_row_once() -> None:
+    """An epoch gives the model each row once, in another order than the last."""
+    seen: list[list[float]] = []
+
+    class Spy(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(x[:, 0].tolist())
+            return super().forward(x)
+
+    model = ModelWrapper(Spy(1, 1), nn.MSELoss(), posterior=MCDropout())
+    rows = TensorDataset(torch.arange(10.0)[:, None], torch.zeros(10, 1))
+    model.train_on_dataset(rows, torch.optim.SGD(model.model.parameters(), 1e-6), 4, 2, **OPTIONS)
+    first, second = ([row for batch in batches for row in batch] for batches in (seen[:3], seen[3:]))
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+
+
+def test_regularizer() -> None:
+    """The regularizer's value is added to the loss and moves the weights."""
+    model = wrapper()
+    optimizer = torch.optim.SGD(model.model.parameters(), 0.1)
+    rows = digits(8)
+    plain = model.train_on_batch(*rows[:], torch.optim.SGD(model.model.parameters(), 0.0), cuda=False)
+    assert plain > 0
+    weight = model.model[0].weight
+    before = weight.norm().item()
+    model.train_on_dataset(rows, optimizer, 8, 1, **OPTIONS, regularizer=lambda: 0.5 * weight.norm() ** 2)
+    assert weight.norm().item() < before
+
+
+def test_loss_is_a_mean_over_rows() -> None:
+    """The test loss weighs rows alike, whatever the size of the last batch, and metrics see each row once."""
+    model, rows = wrapper(), digits(21)
+    model.add_metric("accuracy", lambda: metrics.load("accuracy"))
+    model.model.eval()
+    logits = model.model(rows.tensors[0])
+    loss = model.test_on_dataset(rows, 8, **OPTIONS)
+    assert loss == pytest.approx(F.cross_entropy(logits, rows.tensors[1]).item(), rel=1e-5)
+    found = model.get_metrics("test")
+    assert found["test_loss"] == loss
+    assert found["test_accuracy"] == pytest.approx((logits.argmax(1) == rows.tensors[1]).float().mean().item())
+    assert model.test_on_batch(*rows[:], cuda=False).item() == pytest.approx(loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("criterion", [nn.CrossEntropyLoss(), F.cross_entropy])
+def test_average_predictions(criterion: Any) -> None:
+    """The test loss of several draws is that of their mean probabilities."""
+    model, rows = ModelWrapper(network(), criterion), digits(21)
+    probs = torch.from_numpy(expected(model.model, rows.tensors[0], 4)).mean(-1)
+    loss = model.test_on_dataset(rows, 8, **OPTIONS, average_predictions=4)
+    assert loss == pytest.approx(F.nll_loss(probs.log(), rows.tensors[1]).item(), rel=1e-4)
+    with pytest.raises(ValueError, match="average_predictions >= 1, got 0"):
+        model.test_on_dataset(rows, 8, **OPTIONS, average_predictions=0)
+
+
+def test_best_weights_and_early_stopping() -> None:
+    """Training stops after `patience` epochs without a lower test loss, and the best epoch's weights come back."""
+    model = wrapper()
+    tests = iter([3.0, 1.0, 2.0, 2.5, 0.5])
+    weights: list[Tensor] = []
+
+    def tested(*_: Any) -> float:
+        weights.append(model.model[0].weight.detach().clone())
+        model._values["test_loss"] = next(tests)
+        return model._values["test_loss"]
+
+    model.test_on_dataset = tested  # type: ignore[method-assign]
+    optimizer = torch.optim.SGD(model.model.parameters(), 0.1)
+    history, best = model.train_and_test_on_datasets(
+        digits(16), digits(16), optimizer, 8, 9, **OPTIONS, return_best_weights=True, patience=2
+    )
+    assert [record["test_loss"] for record in history] == [3, 1, 2, 2.5]
+    torch.testing.assert_close(best["0.weight"], weights[1])
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_predictions(half: bool) -> None:
+    """Each row comes back once and in order under each draw, with or without targets, whatever the batch size."""
+    model, rows = wrapper(), digits(23)
+    probs = expected(model.model, rows.tensors[0], 3)
+    active = ActiveLearningDataset(rows)
+    for dataset in (rows, active.pool, Subset(active.pool, range(23)), TensorDataset(rows.tensors[0])):
+        for batch_size in (1, 7, 64):
+            found = model.predict_on_dataset(dataset, batch_size, 3, **OPTIONS, half=half, verbose=False)
+            assert found.dtype == (np.float16 if half else np.float32)
+            np.testing.assert_allclose(found, probs, atol=1e-3 if half else 1e-6)
+    parts = [*model.predict_on_dataset_generator(rows, 7, 3, **OPTIONS, verbose=False)]
+    np.testing.assert_allclose(np.concatenate(parts), probs, atol=1e-6)
+    np.testing.assert_allclose(model.predict_on_batch(rows.tensors[0], 3, cuda=False), probs, atol=1e-6)
+
+
+class Dictionaries(Dataset):
+    """Rows of two named inputs."""
+
+    def __len__(self) -> int:
+        return 9
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"x": torch.full((2,), float(index)), "y": torch.ones(2), "label": index % 3}
+
+
+class TwoInputs(nn.Module):
+    """Adds two inputs, and returns one output or two."""
+
+    def __init__(self, several: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.head, self.dropout, self.several = nn.Linear(2, 3), nn.Dropout(0.5), several
+
+    def forward(self, x: Tensor, y: Tensor) -> Any:
+        logits = self.head(self.dropout(x + y))
+        return (logits, logits[:, :2, None].expand(-1, -1, 4)) if self.several else logits
+
+
+def test_dictionaries_and_several_inputs() -> None:
+    """Dictionaries reach the model as keywords, tuples of several inputs one by one."""
+    named = Dictionaries()
+    rows = [tuple(named[i].values()) for i in range(9)]
+    model = ModelWrapper(TwoInputs(False), nn.CrossEntropyLoss())
+    optimizer = torch.optim.SGD(model.model.parameters(), 0.1)
+    assert model.train_on_dataset(named, optimizer, 4, 2, **OPTIONS)[-1] > 0
+    one, other = (model.predict_on_dataset(data, 4, 5, **OPTIONS, verbose=False) for data in (named, rows))
+    assert one.shape == (9, 3, 5)
+    np.testing.assert_array_equal(one, other)
+    pool = ActiveLearningDataset(rows).pool
+    np.testing.assert_array_equal(model.predict_on_dataset(pool, 4, 5, **OPTIONS, verbose=False), one)
+
+
+def test_several_outputs() -> None:
+    """A model with several outputs gives an array for each, and the criterion sees all."""
+    model = ModelWrapper(
+        TwoInputs(True), lambda outputs, target: F.cross_entropy(outputs[0], target), probabilities="softmax"
+    )
+    model.train_on_dataset(Dictionaries(), torch.optim.SGD(model.model.parameters(), 0.1), 4, 1, **OPTIONS)
+    first, second = model.predict_on_dataset(Dictionaries(), 4, 5, **OPTIONS, verbose=False)
+    assert first.shape == (9, 3, 5) and second.shape == (9, 2, 4, 5)
+    np.testing.assert_allclose(first.sum(1), 1, atol=1e-6)
+    np.testing.assert_allclose(second.sum(1), 1, atol=1e-6)
+    assert [output.shape for output in model.predict_on_batch((torch.ones(2, 2), torch.ones(2, 2)), 3)] == [
+        (2, 3, 3),
+        (2, 2, 4, 3),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("criterion", "link"),
+    [
+        (nn.NLLLoss(), lambda x: x.exp()),
+        (nn.BCEWithLogitsLoss(), torch.sigmoid),
+        (nn.MSELoss(), lambda x: x),
+        (F.l1_loss, lambda x: x),
+    ],
+)
+def test_links(criterion: Any, link: Any) -> None:
+    """Outputs become probabilities as the criterion reads them."""
+    model = ModelWrapper(network(), criterion)
+    rows = digits(5)
+    with torch.no_grad(), MCDropout().draw(model.model, 0):
+        outputs = model.model.eval()(rows.tensors[0])
+    found = model.predict_on_dataset(rows, 5, 1, **OPTIONS, verbose=False)[..., 0]
+    np.testing.assert_allclose(found, link(outputs), rtol=1e-5, atol=1e-6)
+
+
+def test_ensemble() -> None:
+    """Draws of an ensemble are its checkpoints, copies of the weights as they were."""
+    model = EnsembleModelWrapper(network(0.0), nn.CrossEntropyLoss())
+    rows = digits(11)
+    with pytest.raises(ValueError, match="call add_checkpoint"):
+        model.predict_on_dataset(rows, **OPTIONS)
+    answers = []
+    for seed in (1, 2, 3):
+        torch.manual_seed(seed)
+        model.reset_all()
+        model.add_checkpoint()
+        with torch.no_grad():
+            answers.append(model.model.eval()(rows.tensors[0]).softmax(1))
+    found = model.predict_on_dataset(rows, 4, **OPTIONS, verbose=False)
+    np.testing.assert_allclose(found, torch.stack(answers, -1), atol=1e-6)
+    np.testing.assert_allclose(model.predict_on_batch(rows.tensors[0]), found, atol=1e-6)
+    assert model.predict_on_dataset(rows, 4, 2, **OPTIONS, verbose=False).shape[-1] == 2
+    model.clear_checkpoints()
+    with pytest.raises(ValueError, match="call add_checkpoint"):
+        model.predict_on_batch(rows.tensors[0])
+
+
+def test_patches_are_taken_over() -> None:
+    """A patched model is tested deterministically, and predicts under the posterior of its patch."""
+    model = ModelWrapper(MCDropoutModule(network()), nn.CrossEntropyLoss())
+    rows = digits(12)
+    assert len({model.test_on_dataset(rows, 4, **OPTIONS) for _ in range(3)}) == 1
+    assert isinstance(model.posterior, MCDropout) and model.posterior.masks == "fresh"
+    assert model.predict_on_dataset(rows, 4, 3, **OPTIONS, verbose=False).std(-1).max() > 0.01
+
+
+def test_weights() -> None:
+    """Weights are saved, loaded and drawn anew, the linear layers' or all."""
+    model = wrapper()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    model.reset_fcs()
+    assert (model.state_dict()["0.weight"] != state["0.weight"]).any()
+    model.load_state_dict(state)
+    torch.testing.assert_close(model.state_dict()["0.weight"], state["0.weight"])
+    convolution = ModelWrapper(nn.Conv1d(2, 2, 1), nn.MSELoss())
+    before = convolution.model.weight.clone()
+    convolution.reset_fcs()
+    torch.testing.assert_close(convolution.model.weight, before)
+    convolution.reset_all()
+    assert (convolution.model.weight != before).any()
+    model.train()
+    assert model.model.training
+    model.eval()
+    assert not model.model.training
+
+
+def test_bad_input() -> None:
+    """What cannot be told or done says who needs what, and what to do."""
+    with pytest.raises(ValueError, match="cannot be told: pass ModelWrapper"):
+        ModelWrapper(network(), lambda outputs, target: outputs.mean())
+    with pytest.raises(ValueError, match="out of softmax, log_softmax, sigmoid, none, or a function, got 'tanh'"):
+        ModelWrapper(network(), nn.MSELoss(), probabilities="tanh")
+    model = wrapper()
+    optimizer = torch.optim.SGD(model.model.parameters(), 0.1)
+    inputs = digits(8).tensors[0]
+    with pytest.raises(ValueError, match="needs rows, and the dataset has none"):
+        model.train_on_dataset(ActiveLearningDataset(digits(8)), optimizer, **OPTIONS)
+    with pytest.raises(ValueError, match="need targets"):
+        model.train_on_dataset(TensorDataset(inputs), optimizer, **OPTIONS)
+    with pytest.raises(TypeError, match="got str: pass collate_fn"):
+        model.train_on_dataset(digits(8), optimizer, **OPTIONS, collate_fn=lambda rows: "batch")
+    broken = inputs.clone()
+    broken[5] = torch.nan
+    with pytest.raises(ValueError, match=r"Batch \d of epoch 1: the loss is nan"):
+        model.train_on_dataset(TensorDataset(broken, digits(8).tensors[1]), optimizer, 2, **OPTIONS)
+    with pytest.raises(ValueError, match="iterations >= 1"):
+        model.predict_on_dataset(digits(8), 4, 0, **OPTIONS)
+    with pytest.raises(ValueError, match="given None"):
+        ModelWrapper(network(), None, probabilities="softmax").test_on_dataset(digits(8), **OPTIONS)
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="use_cuda=True needs a GPU"):
+            model.predict_on_dataset(digits(8), use_cuda=True)
+
+
+def test_names_of_baal() -> None:
+    """Methods have the arguments of Baal's, in its order."""
+    import inspect
+
+    wanted = {
+        "train_on_dataset": "dataset optimizer batch_size epoch use_cuda workers collate_fn regularizer",
+        "predict_on_dataset": "dataset batch_size iterations use_cuda workers collate_fn half verbose",
+        "predict_on_batch": "data iterations",
+    }
+    for name, arguments in wanted.items():
+        found = " ".join(inspect.signature(getattr(ModelWrapper, name)).parameters)
+        assert re.match(f"self {arguments}", found)
