@@ -79,7 +79,9 @@ class LabelLedger:
         if bound_rows != rows:
             raise ValueError(f"{where} belongs to a dataset of {bound_rows} rows, this one has {rows}.")
         if bound_fingerprint != fingerprint:
-            raise ValueError(f"{where} belongs to another dataset of {rows} rows: their contents, order or classes differ.")
+            raise ValueError(
+                f"{where} belongs to another dataset of {rows} rows: their contents, order or classes differ."
+            )
 
     def append(self, events: Iterable[LabelEvent]) -> list[LabelEvent]:
         """Record all of `events` as one operation, or none of them.

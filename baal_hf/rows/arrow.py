@@ -17,7 +17,7 @@ from datasets.table import InMemoryTable, Table, concat_tables
 
 from baal_hf.rows.base import ROW_ID, plain
 
-_READ = 1024  # rows that a fingerprint looks at
+_PLACES, _TOGETHER = 64, 16  # a fingerprint looks at 1,024 rows: at few places, as each maps a part of the file
 
 
 class ArrowRows:
@@ -53,8 +53,10 @@ class ArrowRows:
         self._feature = label_feature or dataset.features.get(label_column)
         self._inputs = dataset.remove_columns(label_column) if label_column in dataset.column_names else dataset
         self._positions = positions  # [M], row of the table that each row id is
-        self._row_ids = np.full(len(dataset.data), -1)  # [rows of the table], the other way; -1 is not in the dataset
-        self._row_ids[positions] = np.arange(len(dataset))
+        self._row_ids = positions  # [rows of the table], the other way; -1 is not in the dataset
+        if dataset._indices is not None:
+            self._row_ids = np.full(len(dataset.data), -1)
+            self._row_ids[positions] = np.arange(len(dataset))
         self._table = _joined(self._inputs.data, ROW_ID, pa.array(self._row_ids))
         self._pool_format = dict(specifics)
 
@@ -65,9 +67,12 @@ class ArrowRows:
     def fingerprint(self) -> str:
         """By the columns and by rows spread over the dataset: to read all of a large one takes long."""
         digest = blake2b(repr(_classes(self._feature)).encode(), digest_size=16)
-        chosen = pa.array(self._positions[np.unique(np.linspace(0, len(self) - 1, _READ).astype(np.int64))])
+        first = np.linspace(0, max(0, len(self) - _TOGETHER), _PLACES).astype(np.int64)
+        row_ids = np.unique(first[:, None] + np.arange(_TOGETHER))
+        positions = self._positions[row_ids[row_ids < len(self)]]
+        rows = self._inputs.data.fast_gather(positions)  # `take` of a column of lists copies all of it
         for name in sorted(self._inputs.column_names):
-            digest.update(repr([name, self._inputs.data.column(name).take(chosen).to_pylist()]).encode())
+            digest.update(repr([name, rows.column(name).to_pylist()]).encode())
         return digest.hexdigest()
 
     def raw(self, row_id: int) -> Any:
@@ -81,7 +86,7 @@ class ArrowRows:
         if self._feature is None:  # then nothing can be labelled
             return self._view(self._table, {}, row_ids)
         values = self.labels(row_ids, labels)
-        place = np.full(len(self) + 1, -1)
+        place = np.full(len(self) + 1, -1, dtype=np.int32)
         place[row_ids] = np.arange(len(row_ids))
         place = place[self._row_ids]  # [rows of the table], place in `values`
         column = pa.array(values, type=self._type).take(pa.array(place, mask=place < 0))
@@ -126,7 +131,8 @@ class ArrowRows:
                 f"Labelling needs the labels: the dataset has no column {self.label_column!r} to take them from, only "
                 f"{self._original.column_names}. Pass them, or label_column=... to ActiveLearningDataset."
             )
-        own = self._original.data.column(self.label_column).take(pa.array(self._positions[row_ids])).to_pylist()
+        column = self._original.data.select([self.label_column])
+        own = column.fast_gather(self._positions[row_ids]).column(0).to_pylist()
         for row_id, label in zip(row_ids, own, strict=True):
             if label is None or label != label or (label == -1 and pa.types.is_integer(self._type)):
                 raise ValueError(f"Row {row_id} needs a label: its own in the dataset is {label}. Pass one.")
@@ -143,8 +149,8 @@ class ArrowRows:
         info = self._inputs.info.copy()
         info.features = Features({**self._inputs.features, **added})
         positions = self._positions[row_ids]  # [N]
-        if (np.diff(positions) == 1).all():
-            table, indices = table.slice(positions[0] if len(positions) else 0, len(positions)), None
+        if len(positions) and (np.diff(positions) == 1).all():  # a slice without rows cannot be pickled
+            table, indices = table.slice(positions[0], len(positions)), None
         else:
             indices = InMemoryTable.from_arrays([pa.array(positions, type=pa.uint64())], names=["indices"])
         # The fingerprint, which has no public name either, names the contents: `map` finds in its cache what it made.
