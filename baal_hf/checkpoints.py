@@ -16,8 +16,8 @@ _NAME = "active_learning.json"
 class ActiveLearningCallback(TrainerCallback):
     """Saves the state of a dataset in each checkpoint of a Trainer.
 
-    `BaalTransformersTrainer.train(resume_from_checkpoint=...)` restores it and trains on what was labelled then. With
-    another Trainer call `restore` before.
+    `BaalTransformersTrainer.train(resume_from_checkpoint=...)` restores it, and trains on what was labelled when the
+    training began. With another Trainer, or with rows that are made of the labelled ones, call `restore` before.
 
     Args:
         dataset: What the trainer trains on the labelled rows of.
@@ -30,17 +30,34 @@ class ActiveLearningCallback(TrainerCallback):
 
     def __init__(self, dataset: ActiveLearningDataset) -> None:
         self.dataset = dataset
+        self._state: dict[str, Any] | None = None  # of the rows that are trained on
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Remember what is labelled, whatever is labelled while the trainer trains."""
+        if self._state is None:
+            self._state = self.dataset.state_dict()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The next training is on other rows."""
+        self._state = None
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write the state beside the weights."""
         if state.is_world_process_zero:
             path = Path(args.output_dir or ".", f"checkpoint-{state.global_step}", _NAME)
             part = path.with_suffix(".part")
-            part.write_text(json.dumps(self.dataset.state_dict()), encoding="utf-8")
+            part.write_text(json.dumps(self._state, default=_plain), encoding="utf-8")
             part.replace(path)
 
-    def restore(self, checkpoint: str | Path) -> None:
+    def restore(self, checkpoint: str | Path) -> Any:
         """Take the dataset's state from a checkpoint.
+
+        Returns:
+            The labelled rows that were trained on; a ledger file may have more.
 
         Raises:
             ValueError: The checkpoint has none, or one of another dataset.
@@ -53,3 +70,9 @@ class ActiveLearningCallback(TrainerCallback):
                 f"process ended while it was saved. ({error})"
             ) from error
         self.dataset.load_state_dict(state)
+        self._state = state
+        return self.dataset.labelled_after(len(state["events"]))
+
+
+def _plain(label: Any) -> Any:
+    return label.tolist()

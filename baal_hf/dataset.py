@@ -6,9 +6,9 @@ The file is long by its docstrings: it has one short method for each thing that 
 from __future__ import annotations
 
 import operator
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import datasets
 import numpy as np
 from torch.utils.data import Dataset
 
-from baal_hf.export import differing_row, exported, imported
+from baal_hf.export import class_names, differing_row, exported, imported, named, with_labels
 from baal_hf.ledger import Consensus, LabelEvent, LabelLedger, LabelState, consensus_rule
 from baal_hf.rows import Rows, rows_at, rows_of
 
@@ -82,6 +82,8 @@ class ActiveLearningDataset(Dataset[Any]):
     ) -> None:
         self._original_rows = rows_of(dataset, label_column, label_feature, make_unlabelled, pool_specifics or {})
         self._rng = np.random.default_rng(0 if random_state is None else random_state)
+        self._lock = threading.RLock()
+        self._last_active_steps = -1
         self._consensus = consensus_rule(consensus)
         self.ledger = ledger if isinstance(ledger, LabelLedger) else LabelLedger(ledger)
         if len(self.ledger):
@@ -116,9 +118,7 @@ class ActiveLearningDataset(Dataset[Any]):
     @cached_property
     def labelled_ids(self) -> np.ndarray:
         """Row ids of `.labelled`, int64, read-only."""
-        all_steps = self.last_active_steps == -1
-        first = 1 if all_steps else max(1, self.current_al_step - self.last_active_steps + 1)
-        return _read_only(np.flatnonzero(self._state.steps >= first))
+        return _read_only(self._active_ids(self._state))
 
     @cached_property
     def pool_ids(self) -> np.ndarray:
@@ -132,7 +132,7 @@ class ActiveLearningDataset(Dataset[Any]):
 
     @cached_property
     def current_al_step(self) -> int:
-        """The last step at which a row was labelled that still is, 0 without labels; a call that labels is a step."""
+        """The last step at which a row was labelled that still is, 0 without labels; each call that labels is one."""
         return self._state.step
 
     @property
@@ -250,9 +250,9 @@ class ActiveLearningDataset(Dataset[Any]):
         _check_each(probabilities, len(ids), "probability")
         known: dict[str, Any] = {"annotator": annotator, "heuristic": heuristic, "model_version": model_version}
 
-        def events() -> list[LabelEvent]:
-            self._state.check_new(ids, annotator)
-            step, encoded = self.current_al_step + 1, self._rows.encoded(ids, labels)
+        def events(state: LabelState) -> list[LabelEvent]:
+            state.check_new(ids, annotator)
+            step, encoded = state.step + 1, self._rows_with(state.classes).encoded(ids, labels)
             return [
                 LabelEvent(row_id, "label", label, step, score=score, probability=probability, **known)
                 for row_id, label, score, probability in zip(
@@ -274,7 +274,7 @@ class ActiveLearningDataset(Dataset[Any]):
         """
         ids = self._row_ids(row_ids)
         _check_each(labels, len(ids), "label")
-        self._record(lambda: self._state.relabel(ids, self._rows.encoded(ids, labels), annotator))
+        self._record(lambda state: state.relabel(ids, self._rows_with(state.classes).encoded(ids, labels), annotator))
 
     def skip(self, row_ids: Iterable[int], *, annotator: str | None = None) -> None:
         """Put rows of the pool aside, all or none of them: they are neither labelled nor asked for again.
@@ -284,7 +284,7 @@ class ActiveLearningDataset(Dataset[Any]):
             OSError: The ledger cannot be written; nothing changes then.
         """
         ids = self._row_ids(row_ids)
-        self._record(lambda: self._state.skip(ids, annotator))
+        self._record(lambda state: state.skip(ids, annotator))
 
     def unlabel(self, row_ids: Iterable[int], *, annotator: str | None = None) -> None:
         """Put rows back into the pool, all or none of them, whether they were labelled or skipped.
@@ -298,7 +298,7 @@ class ActiveLearningDataset(Dataset[Any]):
             OSError: The ledger cannot be written; nothing changes then.
         """
         ids = self._row_ids(row_ids)
-        self._record(lambda: self._state.unlabel(ids, annotator))
+        self._record(lambda state: state.unlabel(ids, annotator))
 
     def undo(self, *, annotator: str | None = None) -> list[int]:
         """Take back the last call that labelled, relabelled, unlabelled or skipped and was not taken back yet.
@@ -310,10 +310,11 @@ class ActiveLearningDataset(Dataset[Any]):
             Row ids that it was about.
 
         Raises:
-            ValueError: There is nothing to take back.
+            ValueError: There is nothing to take back, or somebody else has written what this object does not show yet.
             OSError: The ledger cannot be written; nothing changes then.
         """
-        recorded = self._record(lambda: self._state.undo(annotator))
+        shown = self._state.last_operation(annotator)
+        recorded = self._record(lambda state: state.undo(shown, annotator))
         return [event.row_id for event in recorded if event.row_id is not None]
 
     def history(self, row_id: int) -> list[LabelEvent]:
@@ -342,20 +343,24 @@ class ActiveLearningDataset(Dataset[Any]):
         if isinstance(names, str) or not all(isinstance(name, str) for name in names):
             raise TypeError(f"add_classes() needs a list of names, got {names!r}.")
 
-        def events() -> list[LabelEvent]:
-            self._rows.with_classes(names)  # refuses what cannot be added
-            return [LabelEvent(None, "add_class", str(name), self.current_al_step) for name in names]
+        def events(state: LabelState) -> list[LabelEvent]:
+            self._rows_with(state.classes).with_classes(names)  # refuses what cannot be added
+            return [LabelEvent(None, "add_class", name, state.step) for name in names]
 
         self._record(events)
 
     def refresh(self) -> int:
         """Show what others have written to the ledger since; returns the number of their events."""
-        new = self.ledger.since(self._state.seen)
-        self._apply(new)
-        return len(new)
+        with self._lock:
+            new = self.ledger.since(self._state.seen)
+            if new:
+                self._show(self._state.after(new))
+            return len(new)
 
     def label_randomly(self, n: int = 1) -> None:
         """Label `n` random rows of the pool with the dataset's own labels.
+
+        Of processes that share a ledger file, let one do so before the others open it.
 
         Raises:
             ValueError: The pool has fewer than `n` rows, or some have no label of their own.
@@ -366,12 +371,21 @@ class ActiveLearningDataset(Dataset[Any]):
 
     def reset_labelled(self) -> None:
         """Take all labels away and count steps from 1 again; skipped rows come back; the ledger keeps what was."""
-        self.unlabel(np.flatnonzero((self._state.steps > 0) | self._state.skipped))
+        self._record(lambda state: state.unlabel(np.flatnonzero((state.steps > 0) | state.skipped).tolist(), None))
+
+    def labelled_after(self, events: int) -> Any:
+        """`.labelled` as it was after the first `events` events of the ledger."""
+        state = self._replayed(self.ledger.since(0)[:events])
+        return self._rows_with(state.classes).labelled(self._active_ids(state), state.labels)
+
+    def _active_ids(self, state: LabelState) -> np.ndarray:
+        all_steps = self.last_active_steps == -1
+        return np.flatnonzero(state.steps >= (1 if all_steps else max(1, state.step - self.last_active_steps + 1)))
 
     # Labels that leave, and come back
 
     def to_dataset(self) -> datasets.Dataset:
-        """The labelled rows as a table of their own: inputs, current label, `row_id`, and `votes`.
+        """The labelled rows of all steps as a table of their own: inputs, current label, `row_id`, and `votes`.
 
         `votes` has what each annotator says of the row now, with step, time (seconds since 1970, UTC), heuristic,
         score, probability and model version. Skipped rows and what was taken back are in the ledger only.
@@ -380,9 +394,9 @@ class ActiveLearningDataset(Dataset[Any]):
             TypeError: The rows are no `datasets.Dataset`.
             ValueError: A column is called `row_id` or `votes`.
         """
-        return exported(
-            self.labelled, self._rows.label_column, [self.votes(row_id) for row_id in self.labelled_ids.tolist()]
-        )
+        row_ids = np.flatnonzero(self._state.steps)
+        labelled = self._rows.labelled(row_ids, self._state.labels)
+        return exported(labelled, self._rows.label_column, [self.votes(row_id) for row_id in row_ids.tolist()])
 
     def to_parquet(self, path: str | Path) -> None:
         """Write `to_dataset` to a Parquet file."""
@@ -405,17 +419,27 @@ class ActiveLearningDataset(Dataset[Any]):
 
         Raises:
             ValueError: `labels` is no export, or one of another dataset; the ledger has events already.
+
+        Classes go by their names; those that were added are added here.
         """
         active = cls(dataset, **arguments)
-        events = imported(labels)
         if active._state.seen:
             raise ValueError(f"Labels come into a new ledger, this one has {active._state.seen} events.")
+        votes = imported(labels)
         row_ids = active._row_ids(labels.with_format(None)["row_id"][:])
-        other = differing_row(dataset, active._rows.label_column, labels, row_ids)
+        column = active._rows.label_column
+        other = differing_row(dataset, column, labels, row_ids)
         if other is not None:
             raise ValueError(f"These labels are of another dataset: its row {other} is another than ours.")
-        given = active._rows.encoded(row_ids, [event.label for event in events])
-        active._record(lambda: [replace(event, label=label) for event, label in zip(events, given, strict=True)])
+        names = class_names(labels, column)
+        more = [name for name in names or () if name not in (class_names(active.labelled, column) or ())]
+        with active.ledger.writing():
+            if more:
+                active.add_classes(more)
+            for annotator in dict.fromkeys(vote.annotator for vote in votes):  # each can undo their own
+                theirs = [vote for vote in votes if vote.annotator == annotator]
+                given = active._rows.encoded(row_ids, [named(vote.label, names) for vote in theirs])
+                active._record(partial(_already_made, with_labels(theirs, given)))
         return active
 
     @classmethod
@@ -451,7 +475,7 @@ class ActiveLearningDataset(Dataset[Any]):
             raise ValueError(f"This is no state of an ActiveLearningDataset: {error!r}.") from error
         if rows != len(self._rows):
             raise ValueError(f"This state belongs to a dataset of {rows} rows, this one has {len(self._rows)}.")
-        self._replayed(ledger)  # refuses what does not fit
+        self._replayed(ledger.since(0))  # refuses what does not fit
         if self.ledger.path is None:
             self.ledger = ledger
         else:
@@ -461,36 +485,42 @@ class ActiveLearningDataset(Dataset[Any]):
 
     def _replay(self) -> None:
         """Derive everything from the ledger."""
-        self._rows, self._state = self._replayed(self.ledger)
-        self._forget_views()
+        self._show(self._replayed(self.ledger.since(0)))
 
-    def _replayed(self, ledger: LabelLedger) -> tuple[Rows, LabelState]:
-        """Rows with the classes that a ledger adds, and the state that its events lead to."""
+    def _replayed(self, events: Sequence[LabelEvent]) -> LabelState:
+        """The state that events lead to.
+
+        Raises:
+            ValueError: They add classes that are there.
+        """
         state = LabelState(len(self._original_rows), self._consensus)
-        state.apply(ledger.since(0))
-        rows = self._original_rows.with_classes(state.classes) if state.classes else self._original_rows
-        return rows, state
+        state.apply(events)
+        self._rows_with(state.classes)
+        return state
+
+    def _rows_with(self, classes: Sequence[str]) -> Rows:
+        return self._original_rows.with_classes(classes) if classes else self._original_rows
 
     def _bind(self) -> None:
         self.ledger.bind(len(self._original_rows), self._original_rows.fingerprint)
 
-    def _record(self, events: Callable[[], list[LabelEvent]]) -> list[LabelEvent]:
-        """Record what `events` says once all that others wrote is known, and while nobody else writes."""
-        with self.ledger.writing():
-            self._bind()
-            self.refresh()
-            recorded = self.ledger.append(events())
-            self._state.check_consensus(recorded)
-        self._apply(recorded)
+    def _record(self, events: Callable[[LabelState], list[LabelEvent]]) -> list[LabelEvent]:
+        """Record what `events` says of the state once all that others wrote is known, while nobody else writes."""
+        with self._lock:
+            with self.ledger.writing():
+                self._bind()
+                new = self.ledger.since(self._state.seen)
+                state = self._state.after(new) if new else self._state  # what is shown stays if something is refused
+                recorded = self.ledger.append(events(state))
+                state.check_consensus(recorded)
+            if recorded:
+                state.apply(recorded)
+            if new or recorded:
+                self._show(state)
         return recorded
 
-    def _apply(self, events: Sequence[LabelEvent]) -> None:
-        if not events:
-            return
-        classes = len(self._state.classes)
-        self._state.apply(events)
-        if len(self._state.classes) > classes:
-            self._rows = self._original_rows.with_classes(self._state.classes)
+    def _show(self, state: LabelState) -> None:
+        self._state, self._rows = state, self._rows_with(state.classes)
         self._forget_views()
 
     def _forget_views(self) -> None:
@@ -498,7 +528,10 @@ class ActiveLearningDataset(Dataset[Any]):
             self.__dict__.pop(view, None)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in _VIEWS}  # they are made anew
+        return {name: value for name, value in self.__dict__.items() if name not in (*_VIEWS, "_lock")}  # made anew
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = {**state, "_lock": threading.RLock()}
 
     def _row_id(self, idx: int) -> int:
         row_id = operator.index(idx)
@@ -515,6 +548,10 @@ class ActiveLearningDataset(Dataset[Any]):
         if len(set(ids)) < len(ids):
             raise ValueError(f"Row {next(row_id for row_id in ids if ids.count(row_id) > 1)} was given twice.")
         return ids
+
+
+def _already_made(events: list[LabelEvent], state: LabelState) -> list[LabelEvent]:
+    return events
 
 
 def _check_each(values: Sequence[Any] | np.ndarray | None, rows: int, what: str) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import datasets
 from datasets import Value
 
 from baal_hf.ledger import LabelEvent
-from baal_hf.rows import ROW_ID
+from baal_hf.rows import ROW_ID, identifying
 
 _SAID = {
     "annotator": "string",
@@ -65,6 +66,27 @@ def imported(rows: Any) -> list[LabelEvent]:
 def differing_row(dataset: datasets.Dataset, label_column: str, rows: Any, row_ids: Iterable[int]) -> int | None:
     """The first of the row ids whose inputs are not those of `rows`, in columns that both have; None if all are."""
     shared = [name for name in rows.column_names if name in dataset.column_names and name != label_column]
+    shared = identifying(shared)
     ours = dataset.with_format(None).select_columns(shared)
     theirs = rows.with_format(None).select_columns(shared)
-    return next((row_id for row_id, row in zip(row_ids, theirs, strict=True) if ours[row_id] != row), None)
+    pairs = zip(row_ids, theirs, strict=True)
+    return next((row_id for row_id, row in pairs if repr(ours[row_id]) != repr(row)), None)  # NaN is as NaN
+
+
+def class_names(rows: Any, label_column: str) -> list[str] | None:
+    """Names of the classes of labels, also where these are lists of classes; None if they are none."""
+    feature = rows.features.get(label_column)
+    names: list[str] | None = getattr(getattr(feature, "feature", feature), "names", None)
+    return names
+
+
+def named(label: Any, names: Sequence[str] | None) -> Any:
+    """A label with names for the numbers of classes."""
+    if names is None:
+        return label
+    return [named(part, names) for part in label] if isinstance(label, list) else names[label]
+
+
+def with_labels(events: Sequence[LabelEvent], labels: Sequence[Any]) -> list[LabelEvent]:
+    """The events with these labels."""
+    return [replace(event, label=label) for event, label in zip(events, labels, strict=True)]

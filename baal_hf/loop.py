@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import Subset
 
 from baal_hf.dataset import ActiveLearningDataset
@@ -103,8 +104,7 @@ class ActiveLearningLoop:
             pool = self._sample()
         if len(pool) == 0:
             return False
-        query = self.next_query(pool)
-        self.dataset.annotate(query.row_ids, heuristic=self.heuristic.name, scores=query.scores)
+        label(self.dataset, self.next_query(pool), self.heuristic.name)
         return True
 
     def query(self, pool: Any) -> np.ndarray:
@@ -174,6 +174,16 @@ class ActiveLearningLoop:
             return pool
         positions = np.sort(self._rng.choice(len(pool), size=self.max_sample, replace=False))
         return pool.select(positions) if hasattr(pool, "select") else Subset(pool, positions.tolist())
+
+
+def label(dataset: ActiveLearningDataset, query: Query, heuristic: str) -> None:
+    """Label the rows of a query with the dataset's own labels; where processes share a ledger file, the first does."""
+    shared = dataset.ledger.path is not None and torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not shared or torch.distributed.get_rank() == 0:
+        dataset.annotate(query.row_ids, heuristic=heuristic, scores=query.scores)
+    if shared:
+        torch.distributed.barrier()
+        dataset.refresh()
 
 
 def _check_needs(heuristic: AbstractHeuristic, get_features: Any, targets: Any) -> None:

@@ -306,8 +306,12 @@ class BaalTransformersTrainer(Trainer):
             checkpoint = get_last_checkpoint(self.args.output_dir or ".")  # type: ignore[no-untyped-call]
         for callback in self.callback_handler.callbacks if checkpoint else ():
             if isinstance(callback, ActiveLearningCallback):
-                callback.restore(checkpoint)
-                self.train_dataset = callback.dataset.labelled
+                if self.train_dataset not in (None, callback.dataset, callback.dataset.labelled):
+                    raise ValueError(
+                        "The trainer trains on other rows than dataset.labelled: make them of what "
+                        "ActiveLearningCallback.restore(checkpoint) returns, and leave the callback out."
+                    )
+                self.train_dataset = callback.restore(checkpoint)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def call_model_init(self, trial: Any = None) -> Any:

@@ -931,6 +931,10 @@ def test_positions_are_those_that_were_shown(path) -> None:
     dataset.annotate([4])
     with pytest.raises(ValueError, match="Row 4 is labelled, and cannot be skipped"):
         other.skip([4])
+    with pytest.raises(ValueError, match="Somebody else has written since"):
+        other.undo()
+    assert other.labelled_ids.tolist() == [0, 1, 2]  # what is refused moves nothing
+    other.refresh()
     assert shown(other) == shown(dataset)
 
 

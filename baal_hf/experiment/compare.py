@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 
@@ -24,6 +26,7 @@ def compare(
     metric: str = "eval_accuracy",
     target: float | None = None,
     baseline: str = "random",
+    greater_is_better: bool = True,
 ) -> datasets.Dataset:
     """Run an experiment for each heuristic and seed, or go on with those that were begun.
 
@@ -36,25 +39,35 @@ def compare(
         heuristics: Names.
         seeds: Of the runs.
         folder: Has a folder for each run.
-        metric: Which of the records' metrics is compared; higher is better.
+        metric: Which of the records' metrics is compared.
         target: Value of the metric to reach; None takes the last of the baseline.
-        baseline: Heuristic that others are compared with.
+        baseline: Heuristic that others are compared with, where it is among them.
+        greater_is_better: Whether a higher value of the metric is better.
 
     Returns:
         All records, a row for each round.
 
     Raises:
-        ValueError: No heuristic or no seed.
+        ValueError: No heuristic or no seed, no such metric, or two experiments with the same trainer.
     """
-    place, records = Path(folder), []
+    place, records, learners = Path(folder), list[dict[str, Any]](), list[weakref.ref[Any]]()
     for seed in seeds:
         for heuristic in heuristics:
-            records += experiment(heuristic, seed, place / f"{heuristic}-{seed}").start()
+            run = experiment(heuristic, seed, place / f"{heuristic}-{seed}")
+            learner = getattr(run.learner, "trainer", run.learner)
+            if any(learner is other() for other in learners):
+                raise ValueError("Each experiment needs a trainer of its own: one that was trained begins elsewhere.")
+            learners.append(weakref.ref(learner))
+            records += run.start()
+            if metric not in records[-1]:
+                raise ValueError(f"Comparing needs the metric {metric!r}, the records have {', '.join(records[-1])}.")
     if not records:
         raise ValueError("Comparing needs at least one heuristic and one seed.")
     table = tidy(records)
+    if not run.learner.is_main:
+        return table
     table.to_csv(place / "records.csv")
-    lines = summary(records, metric, target, baseline)
+    lines = summary(records, metric, target, baseline, greater_is_better)
     (place / "summary.json").write_text(json.dumps(lines, indent=2), encoding="utf-8")
     try:
         from baal_hf.plots import learning_curve

@@ -19,8 +19,8 @@ from baal_hf.dataset import ActiveLearningDataset
 from baal_hf.experiment.folder import ExperimentFolder
 from baal_hf.experiment.learner import Learner, TrainerLearner
 from baal_hf.heuristics import AbstractHeuristic, get_heuristic
-from baal_hf.loop import ActiveLearningLoop, Query
-from baal_hf.sampling import described
+from baal_hf.loop import ActiveLearningLoop, Query, label
+from baal_hf.sampling import described, rows_digest
 from baal_hf.stopping import Round, StoppingCriterion
 from baal_hf.trainer import BaalTransformersTrainer
 
@@ -122,6 +122,8 @@ class ActiveLearningExperiment:
             first_step = settings["first_step"]
             if self._initial(first_step) != settings["initial"]:
                 raise ValueError(f"The experiment in {place} was begun with other rows labelled. Take another folder.")
+            folder.write_records()  # which a killed process may have left one short
+            self._trained = None
             if not folder.weights(0).exists():
                 folder.save_weights(0, self.learner.save)
             self.learner.wait()
@@ -130,27 +132,30 @@ class ActiveLearningExperiment:
     def _rounds(self, folder: ExperimentFolder, first_step: int) -> Iterator[dict[str, Any]]:
         past: list[Round] = []
         for number in count(1):
-            finished = self._finished(folder, number)
+            finished = self._finished(folder, number, first_step)
             yield folder.round(number)["record"]  # type: ignore[index] # just done
             if self._is_last(folder, number, [*past, finished]):
                 break
             self.seconds = {}
-            query = folder.query(number) or self._queried(folder, number)
+            query = folder.query(number) or self._queried(folder, number, first_step)
             past.append(replace(finished, pool_scores=query.pool_scores))
             if self._stops(past, scored=True):
                 break
             self._label(query, first_step + number)
-        self._have_trained(folder, number)
+        self._have_trained(folder, number, first_step)
 
-    def _finished(self, folder: ExperimentFolder, number: int) -> Round:
+    def _finished(self, folder: ExperimentFolder, number: int, first_step: int) -> Round:
         """The round, trained and evaluated if it was not."""
         found = folder.round(number)
         if found is None:
-            self._have_trained(folder, number)
+            self._have_trained(folder, number, first_step)
             metrics = self._timed("evaluate", lambda: self.learner.evaluate(self.eval_dataset))
             classes = None if self.stop_set is None else self.learner.classes(self.stop_set).tolist()
-            record = {"heuristic": self.name, "seed": self.seed, "round": number, "labelled": self.dataset.n_labelled}
-            labels = sum(event.action in ("label", "relabel") for event in self.dataset.ledger)
+            labelled = len(self.dataset.labelled)
+            record = {"heuristic": self.name, "seed": self.seed, "round": number, "labelled": labelled}
+            labels = sum(
+                len(self.dataset.votes(row_id)) for row_id in np.flatnonzero(self.dataset.labelled_map).tolist()
+            )
             found = {
                 "record": record | metrics,
                 "labels": labels,
@@ -166,13 +171,17 @@ class ActiveLearningExperiment:
         seen = None if classes is None else np.array(classes, dtype=np.int64)
         return Round(number, record["labelled"], metrics, None, seen, found["seconds"], found["labels"])
 
-    def _have_trained(self, folder: ExperimentFolder, number: int) -> None:
+    def _have_trained(self, folder: ExperimentFolder, number: int, first_step: int) -> None:
         """Have the weights of a round, from its file or by training."""
         if self._trained == number:
             return
         if folder.weights(number).exists():
             self.learner.load(folder.weights(number))
         else:
+            if self.dataset.current_al_step > first_step + number - 1:
+                raise RuntimeError(
+                    f"Round {number} cannot be trained again: more was labelled since, and its model is gone."
+                )
             self.learner.load(folder.weights(0))
             seed = _seed_of(self.seed, number)
             self._timed("train", lambda: self.learner.train(self.dataset.labelled, seed))
@@ -194,11 +203,12 @@ class ActiveLearningExperiment:
             return False
         return criterion.should_stop(rounds)
 
-    def _queried(self, folder: ExperimentFolder, number: int) -> Query:
+    def _queried(self, folder: ExperimentFolder, number: int, first_step: int) -> Query:
         """The rows to label after a round, under its model."""
-        self._have_trained(folder, number)
+        self._have_trained(folder, number, first_step)
         seed = _seed_of(self.seed, number)
         _seed(self.heuristic, seed)
+        self.learner.seed_draws(seed)
         loop = ActiveLearningLoop(
             self.dataset,
             lambda rows: self.learner.predictions(rows, self.iterations),
@@ -217,10 +227,7 @@ class ActiveLearningExperiment:
     def _label(self, query: Query, step: int) -> None:
         """Label the rows of a query as that step, unless they were before this process was started."""
         if self.dataset.current_al_step == step - 1:
-            if self.dataset.ledger.path is None or self.learner.is_main:
-                self.dataset.annotate(query.row_ids, heuristic=self.name, scores=query.scores)
-            self.learner.wait()
-            self.dataset.refresh()
+            label(self.dataset, query, self.name)
         if not (self.dataset.labelled_map[query.row_ids] == step).all():
             raise RuntimeError(f"The rows of step {step} were labelled by somebody else: the dataset is not as it was.")
 
@@ -235,6 +242,8 @@ class ActiveLearningExperiment:
             "pool_size": self.pool_size,
             "seed": self.seed,
             "rows": len(self.dataset.labelled_map),
+            "eval_rows": rows_digest(self.eval_dataset),
+            **self.learner.settings,
             "first_step": self.dataset.current_al_step,
             "initial": self._initial(self.dataset.current_al_step),
         }

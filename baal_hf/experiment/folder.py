@@ -88,8 +88,13 @@ class ExperimentFolder(AbstractContextManager["ExperimentFolder"]):
         text = json.dumps(measured)
         path = self.folder / f"round-{number:04d}.json"
         self._write(path, lambda part: part.write_text(text, encoding="utf-8"))
-        records = [self.round(before)["record"] for before in range(1, number)] + [measured["record"]]  # type: ignore[index]
-        lines = "".join(json.dumps(record) + "\n" for record in records)
+        self.write_records()
+
+    def write_records(self) -> None:
+        """Have the records of all rounds in one file."""
+        lines, number = "", 1
+        while (measured := self.round(number)) is not None:
+            lines, number = lines + json.dumps(measured["record"]) + "\n", number + 1
         self._write(self.folder / "records.jsonl", lambda part: part.write_text(lines, encoding="utf-8"))
 
     def query(self, number: int) -> Query | None:

@@ -11,7 +11,10 @@ from safetensors.torch import load_model, save_model
 from transformers import set_seed
 
 from baal_hf.arrays import NumpyArray
+from baal_hf.outputs import problem_type
+from baal_hf.posterior import Deterministic, MCDropout
 from baal_hf.posterior.base import unwrapped
+from baal_hf.sampling import described
 from baal_hf.trainer import BaalTransformersTrainer
 
 
@@ -21,6 +24,13 @@ class Learner(Protocol):
     @property
     def is_main(self) -> bool:
         """Whether this process writes files."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the results depend on beside weights and rows, as far as it can be told, as JSON can hold it."""
+
+    def seed_draws(self, seed: int) -> None:
+        """Begin anew what draws are made from, where they do not follow from their number."""
 
     def train(self, labelled: Any, seed: int) -> None:
         """Learn from labelled rows, from the present weights on."""
@@ -52,17 +62,41 @@ class TrainerLearner:
 
     Args:
         trainer: Trains and predicts; its `train_dataset` is replaced.
+
+    Raises:
+        ValueError: The trainer makes its models by `model_init`.
     """
 
     # Of an evaluation, but different every time.
     _TIMES = ("_runtime", "_samples_per_second", "_steps_per_second", "_model_preparation_time")
 
+    _TRAINING = (
+        *("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "weight_decay", "optim"),
+        *("gradient_accumulation_steps", "lr_scheduler_type", "warmup_steps", "bf16", "fp16"),
+    )
+
     def __init__(self, trainer: BaalTransformersTrainer) -> None:
-        self.trainer = trainer
+        if trainer.model_init is not None:
+            raise ValueError(
+                "An experiment begins each round with the same weights: give the trainer a model, no model_init."
+            )
+        self.trainer: BaalTransformersTrainer = trainer
 
     @property
     def is_main(self) -> bool:
         return bool(self.trainer.is_world_process_zero())
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        arguments = self.trainer.args.to_dict()
+        return {
+            "posterior": described(self.trainer.posterior),
+            "training": {name: described(arguments[name]) for name in self._TRAINING if name in arguments},
+        }
+
+    def seed_draws(self, seed: int) -> None:
+        if getattr(self.trainer.posterior, "masks", None) == "fresh":
+            self.trainer.posterior = MCDropout(masks="fresh", seed=seed)
 
     def train(self, labelled: Any, seed: int) -> None:
         self.trainer.train_dataset = labelled
@@ -74,10 +108,15 @@ class TrainerLearner:
         return {name: value for name, value in metrics.items() if not name.endswith(self._TIMES) and name != "epoch"}
 
     def classes(self, rows: Any) -> NumpyArray:
-        outputs: Any = self.trainer.predict(rows).predictions  # in one deterministic pass
-        logits = outputs[0] if isinstance(outputs, tuple) else outputs  # [N, C]
-        classes: NumpyArray = np.asarray(logits).argmax(-1)
-        return classes
+        kind = problem_type(unwrapped(self.trainer.model))
+        if kind != "single_label_classification":
+            raise ValueError(f"A criterion that looks at classes needs a model of single labels, this is for {kind}.")
+        posterior, self.trainer.posterior = self.trainer.posterior, Deterministic()
+        try:
+            parts = [*self.trainer.predict_on_dataset_generator(rows, iterations=1)]  # [n, C, 1] each
+        finally:
+            self.trainer.posterior = posterior
+        return np.concatenate([part[..., 0].argmax(1) for part in parts])  # [N]
 
     def predictions(self, rows: Any, iterations: int) -> Iterator[np.ndarray]:
         return self.trainer.predict_on_dataset_generator(rows, iterations)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -67,6 +68,7 @@ class SqliteLog:
         self.path = Path(path).absolute()  # also for a copy in a process that works in another folder
         self._mode = "rwc"
         self._is_writing = False
+        self._lock = threading.RLock()  # threads share the connection, on which one would see what another may undo
         with self._explained():
             self._opened()
 
@@ -110,11 +112,12 @@ class SqliteLog:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        if self._is_writing:  # a part of what is being written
-            yield
-            return
         with self._explained():
+            if self._is_writing:  # a part of what is being written
+                yield
+                return
             connection = self._opened()
+            self._refuse_other_file()
             self._is_writing = True
             try:
                 connection.execute("BEGIN IMMEDIATE")  # waits for others
@@ -127,11 +130,17 @@ class SqliteLog:
             finally:
                 self._is_writing = False
 
+    def _refuse_other_file(self) -> None:
+        """SQLite goes on writing to a file that was deleted, where nobody will find it."""
+        if not self.path.exists() or self.path.stat().st_ino != self._inode:
+            raise OSError(f"The ledger {self.path} was deleted or replaced while it was open: open it anew.")
+
     def __getstate__(self) -> dict[str, Path]:
         return {"path": self.path}
 
     def __setstate__(self, state: dict[str, Path]) -> None:
         self._connections, self._is_writing = {}, False  # a connection stays where it was made
+        self._lock = threading.RLock()
         self.path, self._mode = state["path"], "rw"
 
     def _opened(self) -> sqlite3.Connection:
@@ -146,6 +155,7 @@ class SqliteLog:
                 connection.close()
                 raise
             self._connections[process] = connection
+            self._inode = self.path.stat().st_ino
             self._mode = "rw"  # a ledger that somebody took away is not made anew, without its events
             _close_before_forks()
             _OPEN.add(self)
@@ -200,9 +210,10 @@ class SqliteLog:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """SQLite's errors, told as what they mean for the ledger."""
+        """One thread at a time; SQLite's errors, told as what they mean for the ledger."""
         try:
-            yield
+            with self._lock:
+                yield
         except sqlite3.OperationalError as error:
             raise OSError(
                 f"The ledger {self.path} cannot be used: {error}. What was recorded before is kept."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,16 @@ class LabelState:
             if event.row_id is not None and event.action != "undo":
                 self._operations[event.operation].append(event)
         self.seen += len(events)
+
+    def after(self, events: Sequence[LabelEvent]) -> LabelState:
+        """Another state, with the events that came next; this one stays."""
+        state = copy(self)
+        state.steps, state.skipped = self.steps.copy(), self.skipped.copy()
+        state.labels, state.classes, state._events = dict(self.labels), list(self.classes), dict(self._events)
+        state._operations = defaultdict(list, {number: list(done) for number, done in self._operations.items()})
+        state._undone = set(self._undone)
+        state.apply(events)
+        return state
 
     def check_consensus(self, events: Sequence[LabelEvent]) -> None:
         """Let the consensus rule raise, where it does, before these events are recorded."""
@@ -138,15 +149,23 @@ class LabelState:
         step = self.step
         return [LabelEvent(row_id, "unlabel", None, step, annotator) for row_id in row_ids]
 
-    def undo(self, annotator: str | None) -> list[LabelEvent]:
-        """Events that take back the last operation of this annotator, or of all, that still stands."""
+    def last_operation(self, annotator: str | None) -> int | None:
+        """Number of the last operation of this annotator, or of all, that still stands; None if there is none."""
         for operation in reversed(self._operations):
-            done = self._operations[operation]
-            if operation not in self._undone and annotator in (None, done[0].annotator):
-                return [
-                    LabelEvent(event.row_id, "undo", None, event.step, annotator, undoes=operation) for event in done
-                ]
-        raise ValueError(f"There is nothing to undo{_by(annotator)}.")
+            if operation not in self._undone and annotator in (None, self._operations[operation][0].annotator):
+                return operation
+        return None
+
+    def undo(self, operation: int | None, annotator: str | None) -> list[LabelEvent]:
+        """Events that take back this operation, the last that still stands."""
+        if self.last_operation(annotator) != operation:
+            raise ValueError("Somebody else has written since: call refresh(), and look what would be undone.")
+        if operation is None:
+            raise ValueError(f"There is nothing to undo{_by(annotator)}.")
+        return [
+            LabelEvent(event.row_id, "undo", None, event.step, annotator, undoes=operation)
+            for event in self._operations[operation]
+        ]
 
 
 def _undone(events: Iterable[LabelEvent]) -> set[int | None]:

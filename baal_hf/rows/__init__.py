@@ -13,7 +13,7 @@ import numpy as np
 from torch.utils.data import IterableDataset, Subset
 
 from baal_hf.rows.arrow import ArrowRows, table_positions
-from baal_hf.rows.base import ROW_ID, Rows
+from baal_hf.rows.base import ROW_ID, Rows, identifying
 from baal_hf.rows.batches import has_targets, inputs_and_target
 from baal_hf.rows.mapstyle import RowView, TorchRows, rows_at
 
@@ -24,6 +24,7 @@ __all__ = [
     "Rows",
     "TorchRows",
     "has_targets",
+    "identifying",
     "inputs_and_target",
     "row_ids_of",
     "rows_at",

@@ -15,7 +15,7 @@ from datasets import ClassLabel, Features
 from datasets.fingerprint import Hasher
 from datasets.table import InMemoryTable, Table, concat_tables
 
-from baal_hf.rows.base import ROW_ID, plain
+from baal_hf.rows.base import ROW_ID, identifying, plain
 
 _PLACES, _TOGETHER = 64, 16  # a fingerprint looks at 1,024 rows: at few places, as each maps a part of the file
 
@@ -71,7 +71,7 @@ class ArrowRows:
         row_ids = np.unique(first[:, None] + np.arange(_TOGETHER))
         positions = self._positions[row_ids[row_ids < len(self)]]
         rows = self._inputs.data.fast_gather(positions)  # `take` of a column of lists copies all of it
-        for name in sorted(self._inputs.column_names):
+        for name in sorted(identifying(self._inputs.column_names)):
             digest.update(repr([name, rows.column(name).to_pylist()]).encode())
         return digest.hexdigest()
 

@@ -11,6 +11,14 @@ ROW_ID = "__row_id__"
 """Column of every Arrow view that holds the row id; it stays with the row through select, filter, sort and shuffle."""
 
 
+_OF_TOKENIZERS = {"input_ids", "attention_mask", "token_type_ids", "special_tokens_mask", "offset_mapping", "length"}
+
+
+def identifying(columns: Sequence[str]) -> list[str]:
+    """The columns by which rows are known again: not those that a tokenizer makes, where there are others."""
+    return [name for name in columns if name not in _OF_TOKENIZERS] or list(columns)
+
+
 class Rows(Protocol):
     """What `ActiveLearningDataset` asks of the data it stands on. `row_ids` are positions in the original dataset."""
 

@@ -19,6 +19,7 @@ from baal_hf import (
     ActiveLearningExperiment,
     ClassificationChange,
     LabellingBudgetStoppingCriterion,
+    MCDropout,
     OverallUncertainty,
 )
 from baal_hf.experiment import TrainerLearner, compare
@@ -193,6 +194,59 @@ def test_until_the_pool_is_empty(tmp_path: Path) -> None:
     assert [record["labelled"] for record in again.start()] == [6, 21, 36, 40]
 
 
+def test_fresh_masks_are_seeded(tmp_path: Path) -> None:
+    """A run under fresh masks that goes on after a query ends as one that was not interrupted."""
+
+    def begun(name: str) -> Any:
+        run = experiment(tmp_path, tmp_path / name)
+        run.learner.trainer.posterior = MCDropout(masks="fresh")
+        return run
+
+    whole = begun("whole")
+    expected = told(whole.start(), whole)
+    stopped = begun("stopped")
+    stopped.learner = Failing(stopped.learner.trainer, "train", 1, after=False)
+    with pytest.raises(Interrupted):
+        stopped.start()
+    run = begun("stopped")
+    assert told(run.start(), run) == expected
+
+
+def test_other_training(tmp_path: Path) -> None:
+    """Another posterior, learning rate or evaluation set is refused, with the difference."""
+    experiment(tmp_path, tmp_path / "run", max_rounds=1).start()
+    run = experiment(tmp_path, tmp_path / "run")
+    run.learner.trainer.args.learning_rate = 0.5
+    with pytest.raises(ValueError, match=r"training: .*learning_rate"):
+        run.start()
+    run = experiment(tmp_path, tmp_path / "run")
+    run.learner.trainer.posterior = MCDropout(seed=5)
+    with pytest.raises(ValueError, match="posterior"):
+        run.start()
+    run = experiment(tmp_path, tmp_path / "run")
+    run.eval_dataset = rows(16, seed=9)
+    with pytest.raises(ValueError, match="eval_rows"):
+        run.start()
+
+
+def test_a_model_that_is_gone_is_not_made_up(tmp_path: Path) -> None:
+    """With fewer rounds than were run on a ledger file, the last round's model is not trained on later rows."""
+    ledger = tmp_path / "labels.db"
+    experiment(tmp_path, tmp_path / "run", ledger, max_rounds=3).start()
+    with pytest.raises(RuntimeError, match="Round 1 cannot be trained again"):
+        experiment(tmp_path, tmp_path / "run", ledger, max_rounds=1).start()
+
+
+def test_a_record_that_was_not_written(tmp_path: Path) -> None:
+    """A process that was killed between a round's file and the file of all records leaves nothing out."""
+    run = experiment(tmp_path, tmp_path / "run", max_rounds=2)
+    records = run.start()
+    (tmp_path / "run" / "records.jsonl").write_text(json.dumps(records[0]) + "\n")
+    experiment(tmp_path, tmp_path / "run", max_rounds=2).start()
+    lines = (tmp_path / "run" / "records.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == records
+
+
 def test_criteria(tmp_path: Path) -> None:
     """Criteria see labels, scores of the pool and classes of the stop set, and end the rounds, also when resumed."""
     budget = LabellingBudgetStoppingCriterion(10)
@@ -232,6 +286,27 @@ def test_checkpoints_hold_what_is_labelled(tmp_path: Path) -> None:
     assert fresh.n_labelled == 12
 
 
+def test_labels_that_come_later(tmp_path: Path) -> None:
+    """Training goes on with the rows that it began with, though the ledger file has more by then."""
+    ledger = tmp_path / "labels.db"
+    training = trainer(tmp_path, save_strategy="epoch", num_train_epochs=2)
+    dataset = ActiveLearningDataset(rows(40), ledger=ledger)
+    dataset.label(range(8))
+    training.add_callback(ActiveLearningCallback(dataset))
+    training.train_dataset = dataset.labelled
+    training.train()
+    dataset.label(range(6))
+    resumed = trainer(tmp_path, save_strategy="epoch", num_train_epochs=2)
+    later = ActiveLearningDataset(rows(40), ledger=ledger)
+    resumed.train_dataset = later.labelled
+    resumed.add_callback(ActiveLearningCallback(later))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "trainer" / "checkpoint-2"))
+    assert (len(resumed.train_dataset), later.n_labelled) == (8, 14)
+    resumed.train_dataset = later.labelled.select(range(3))
+    with pytest.raises(ValueError, match=r"other rows than dataset\.labelled"):
+        resumed.train(resume_from_checkpoint=str(tmp_path / "trainer" / "checkpoint-2"))
+
+
 def test_checkpoints_without_state(tmp_path: Path) -> None:
     """A checkpoint that does not hold what was labelled is refused."""
     (tmp_path / "checkpoint-1").mkdir()
@@ -258,5 +333,10 @@ def test_compare(tmp_path: Path) -> None:
     assert {line["heuristic"] for line in summary} == {"bald", "random"}
     assert (tmp_path / "compared" / "learning_curve.png").stat().st_size > 1000
     assert compare(made, ["bald", "random"], [0, 1], tmp_path / "compared")[:] == table[:]
+    shared = made("bald", 0, tmp_path / "shared")
+    with pytest.raises(ValueError, match="a trainer of its own"):
+        compare(lambda *_: shared, ["bald", "random"], [0], tmp_path / "shared")
+    with pytest.raises(ValueError, match="needs the metric 'f1'"):
+        compare(made, ["bald"], [0], tmp_path / "compared", metric="f1")
     with pytest.raises(ValueError, match="at least one heuristic"):
         compare(made, [], [0], tmp_path / "compared")

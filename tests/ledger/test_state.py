@@ -102,8 +102,9 @@ def test_refusals_name_the_row_and_what_to_do() -> None:
         (lambda: judged.skip([1], "anna"), "Row 1 was skipped already by 'anna'"),
         (lambda: judged.unlabel([0], "ben"), "Row 0 has no label by 'ben' to take away"),
         (lambda: judged.unlabel([3], None), "Row 3 has no label to take away"),
-        (lambda: judged.undo("ben"), "nothing to undo by 'ben'"),
-        (lambda: state().undo(None), "nothing to undo"),
+        (lambda: judged.undo(judged.last_operation("ben"), "ben"), "nothing to undo by 'ben'"),
+        (lambda: state().undo(None, None), "nothing to undo"),
+        (lambda: judged.undo(1, None), "Somebody else has written since: call refresh"),
     ]:
         with pytest.raises(ValueError, match=message):
             refused()
