@@ -187,6 +187,11 @@ class ActiveLearningDataset(Dataset[Any]):
         return self.n_labelled if self.last_active_steps == -1 else len(self.labelled_ids)
 
     def __getitem__(self, index: int) -> Any:
+        if isinstance(index, int) and -len(self) <= index < len(self):
+            row_id = int(self.labelled_ids[index])
+            row = self._rows.labelled_row(row_id, self._state.labels[row_id])
+            if row is not None:
+                return row
         return self.labelled[index]
 
     def __getitems__(self, indices: list[int]) -> list[Any]:

@@ -76,7 +76,7 @@ class TrainerLearner:
     )
 
     def __init__(self, trainer: BaalTransformersTrainer) -> None:
-        if trainer.model_init is not None:
+        if getattr(trainer, "model_init", None) is not None:
             raise ValueError(
                 "An experiment begins each round with the same weights: give the trainer a model, no model_init."
             )
@@ -88,7 +88,7 @@ class TrainerLearner:
 
     @property
     def settings(self) -> dict[str, Any]:
-        arguments = self.trainer.args.to_dict()
+        arguments: dict[str, Any] = self.trainer.args.to_dict()  # type: ignore[no-untyped-call]
         return {
             "posterior": described(self.trainer.posterior),
             "training": {name: described(arguments[name]) for name in self._TRAINING if name in arguments},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import copy
+from copy import copy, deepcopy
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any
@@ -59,6 +59,8 @@ class ArrowRows:
             self._row_ids[positions] = np.arange(len(dataset))
         self._table = _joined(self._inputs.data, ROW_ID, pa.array(self._row_ids))
         self._pool_format = dict(specifics)
+        is_whole = dataset.format["type"] is None and dataset.format["columns"] == dataset.column_names
+        self._is_plain = is_whole and all(map(_is_plain, [*self._inputs.features.values(), self._feature]))
 
     def __len__(self) -> int:
         return len(self._original)
@@ -77,6 +79,13 @@ class ArrowRows:
 
     def raw(self, row_id: int) -> Any:
         return self._original[row_id]
+
+    def labelled_row(self, row_id: int, label: Any) -> dict[str, Any] | None:
+        """In half the time that `datasets` takes, where there is nothing to decode, and so no choice of how."""
+        if not self._is_plain:
+            return None
+        row = self._table.fast_slice(self._positions[row_id], 1).to_pydict()
+        return {name: values[0] for name, values in row.items()} | {self.label_column: deepcopy(label)}
 
     def pool(self, row_ids: np.ndarray) -> datasets.Dataset:
         view = self._view(self._table, {}, row_ids)
@@ -148,11 +157,13 @@ class ArrowRows:
         added: dict[str, Any] = {ROW_ID: datasets.Value("int64"), **features}
         info = self._inputs.info.copy()
         info.features = Features({**self._inputs.features, **added})
-        positions = self._positions[row_ids]  # [N]
+        is_table = self._positions is self._row_ids  # then a row id is a position, and no array of them is made
+        positions = row_ids if is_table else self._positions[row_ids]  # [N]
         if len(positions) and (np.diff(positions) == 1).all():  # a slice without rows cannot be pickled
             table, indices = table.slice(positions[0], len(positions)), None
         else:
-            indices = InMemoryTable.from_arrays([pa.array(positions, type=pa.uint64())], names=["indices"])
+            shared = pa.array(np.ascontiguousarray(positions, dtype=np.int64).view(np.uint64))
+            indices = InMemoryTable.from_arrays([shared], names=["indices"])
         # The fingerprint, which has no public name either, names the contents: `map` finds in its cache what it made.
         fingerprint = Hasher.hash([self._inputs._fingerprint, row_ids, labels])
         view = datasets.Dataset(
@@ -161,6 +172,13 @@ class ArrowRows:
         form = self._inputs.format
         shown = None if form["columns"] == self._inputs.column_names else [*form["columns"], *added]
         return view.with_format(**{**form, "columns": shown})
+
+
+def _is_plain(feature: Any) -> bool:
+    """Whether values of this kind are shown as Arrow has them."""
+    if isinstance(feature, datasets.List | datasets.LargeList):
+        return _is_plain(feature.feature)
+    return isinstance(feature, datasets.Value | ClassLabel)
 
 
 def _classes(feature: Any) -> list[str] | None:

@@ -41,6 +41,9 @@ class Rows(Protocol):
     def labelled(self, row_ids: np.ndarray, labels: Mapping[int, Any]) -> Any:
         """View of these rows with these labels."""
 
+    def labelled_row(self, row_id: int, label: Any) -> Any:
+        """A row as `labelled` shows it with this label; None where only the view can say."""
+
     def labels(self, row_ids: np.ndarray, labels: Mapping[int, Any]) -> list[Any]:
         """The labels that `labelled` shows for these rows."""
 

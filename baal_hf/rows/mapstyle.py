@@ -63,6 +63,9 @@ class TorchRows:
     def labelled(self, row_ids: np.ndarray, labels: Mapping[int, Any]) -> RowView:
         return RowView(self._original, row_ids, self._with_label, [labels[row_id] for row_id in row_ids.tolist()])
 
+    def labelled_row(self, row_id: int, label: Any) -> None:
+        return None
+
     def labels(self, row_ids: np.ndarray, labels: Mapping[int, Any]) -> list[Any]:
         return [
             _own_label(self._names, self._original[row_id]) if labels[row_id] is None else labels[row_id]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 from transformers import (
     BertConfig,
@@ -17,7 +20,13 @@ from transformers import (
     set_seed,
 )
 
-from baal_hf import BALD, ActiveLearningDataset, ActiveLearningLoop, BaalTransformersTrainer
+from baal_hf import (
+    BALD,
+    ActiveLearningDataset,
+    ActiveLearningExperiment,
+    ActiveLearningLoop,
+    BaalTransformersTrainer,
+)
 from baal_hf.sampling import concatenated
 
 
@@ -33,6 +42,12 @@ def collate(features: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
     length = max(len(row["input_ids"]) for row in features)
     ids = torch.tensor([row["input_ids"] + [0] * (length - len(row["input_ids"])) for row in features])
     return {"input_ids": ids, "attention_mask": (ids > 0).long()}
+
+
+def collate_with_labels(features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """The same, with labels where there are any."""
+    labels = [row["label"] for row in features if "label" in row]
+    return {**collate(features), **({"labels": torch.tensor(labels)} if labels else {})}
 
 
 def expected(trainer: BaalTransformersTrainer, dataset: Dataset, iterations: int) -> np.ndarray:
@@ -59,6 +74,31 @@ def expected_features(trainer: BaalTransformersTrainer, dataset: Dataset, name: 
         chosen = {"pooled": outputs.pooler_output, "cls": hidden[:, 0], "mean": hidden.mean(1)}
         features.append(chosen[name][0].cpu().numpy())
     return np.stack(features)
+
+
+def check_shared_ledger(trainer: BaalTransformersTrainer) -> None:
+    """A loop and an experiment of several processes write each label once to their one ledger file."""
+    folder = Path(broadcast_object_list([tempfile.mkdtemp()])[0])
+    accelerator = trainer.accelerator
+    trainer.data_collator = collate_with_labels
+    for name in ("loop", "experiment"):
+        with accelerator.main_process_first():
+            active = ActiveLearningDataset(rows(40), ledger=folder / f"{name}.db")
+            if active.n_labelled == 0:
+                active.label_randomly(4)
+        if name == "loop":
+            loop = ActiveLearningLoop(active, trainer.predict_on_dataset_generator, BALD(), 6, iterations=3)
+            assert loop.step() and loop.step()
+        else:
+            place = {"folder": folder / "experiment", "max_rounds": 3}
+            runs = [ActiveLearningExperiment(trainer, active, rows(8), "bald", 6, 3, **place) for _ in range(2)]
+            records = runs[0].start()
+            assert [record["labelled"] for record in records] == [4, 10, 16]
+            assert gather_object([records]) == [records] * accelerator.num_processes
+            assert runs[1].start() == records
+        events = [(event.row_id, event.step, event.label) for event in active.ledger]
+        assert len({row_id for row_id, *_ in events}) == len(events) == 16
+        assert gather_object([events]) == [events] * accelerator.num_processes
 
 
 def main() -> None:
@@ -97,6 +137,7 @@ def main() -> None:
         everyone = trainer.accelerator.gather(queried).view(-1, 40)
         assert (everyone == everyone[0]).all(), "the processes label different rows"
     assert active.n_unlabelled == 0
+    check_shared_ledger(trainer)
     if trainer.accelerator.is_main_process:
         print("the processes agree")
     PartialState().destroy_process_group()  # gloo's threads, left running, abort one exit in five
