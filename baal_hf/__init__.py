@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from baal_hf.arrays import masked
+from baal_hf.calibration import DirichletCalibrator, DirichletScaling, TemperatureScaling, VectorScaling
 from baal_hf.dataset import ActiveLearningDataset
 from baal_hf.heuristics import (
     BADGE,
@@ -126,6 +127,8 @@ __all__ = [
     "CostBudget",
     "DeltaF",
     "Deterministic",
+    "DirichletCalibrator",
+    "DirichletScaling",
     "DropoutReport",
     "DropoutSite",
     "EarlyStoppingCriterion",
@@ -168,10 +171,12 @@ __all__ = [
     "SelfConfidence",
     "SoftmaxBALD",
     "StoppingCriterion",
+    "TemperatureScaling",
     "TimeBudget",
     "TypiClust",
     "Variance",
     "VariationRatio",
+    "VectorScaling",
     "VoteEntropy",
     "WithoutDuplicates",
     "available_heuristics",

@@ -12,7 +12,8 @@ import pytest
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_processes_give_the_answer_of_one(processes: int) -> None:
+@pytest.mark.parametrize("checked", ["trainer", "modelwrapper"])
+def test_processes_give_the_answer_of_one(processes: int, checked: str) -> None:
     """Under accelerate launch on the CPU each process has every row's predictions, and all label the same rows."""
     # With --cpu accelerate starts one process only, unless there is MPI; this is its way to several with gloo.
     launch = [
@@ -25,7 +26,7 @@ def test_processes_give_the_answer_of_one(processes: int) -> None:
         "1",
     ]
     settings = ["--num_processes", str(processes), "--mixed_precision", "no", "--dynamo_backend", "no"]
-    check = [str(Path(__file__).with_name("check_trainer.py")), str(processes)]
+    check = [str(Path(__file__).with_name(f"check_{checked}.py")), str(processes)]
     run = subprocess.run(
         [*launch, *settings, "--main_process_port", "0", *check],
         env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},

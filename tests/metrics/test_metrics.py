@@ -129,7 +129,7 @@ def test_binary_f1_of_an_absent_class_raises():
 def test_unknown_metric_lists_the_known_ones():
     """An unknown metric's name raises an error that lists the known ones."""
     for lookup in (metrics.load, metrics.path):
-        with pytest.raises(ValueError, match="no metric 'rouge': it has accuracy, f1"):
+        with pytest.raises(ValueError, match=r"no metric 'rouge': it has accuracy, .*f1"):
             lookup("rouge")
 
 
@@ -141,8 +141,9 @@ def test_every_metric_loads_with_no_network(name, monkeypatch):
         raise AssertionError("a connection was opened")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
+    predictions, score = ([0, 1], 1.0) if name in ("accuracy", "f1") else ([[1.0, 0.0], [0.0, 1.0]], 0.0)
     for metric in (metrics.load(name), evaluate.load(str(metrics.path(name)))):
-        assert metric.compute(predictions=[0, 1], references=[0, 1]) == {name: 1.0}
+        assert metric.compute(predictions=predictions, references=[0, 1]) == {name: score}
 
 
 @pytest.mark.slow
@@ -155,9 +156,12 @@ def test_two_processes_at_once_score_alike(tmp_path, variables):
         import evaluate
         from baal_hf import metrics
         for name in metrics.available_metrics():
+            of_classes = name in ("accuracy", "f1")
+            predictions = [0, 1, 1, 0] if of_classes else [[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [1.0, 0.0]]
             for metric in (metrics.load(name), evaluate.load(str(metrics.path(name)))):
                 for _ in range(20):
-                    assert metric.compute(predictions=[0, 1, 1, 0], references=[0, 1, 1, 0]) == {name: 1.0}
+                    found = metric.compute(predictions=predictions, references=[0, 1, 1, 0])
+                    assert found == {name: float(of_classes)}
         """
     )
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}

@@ -1,0 +1,67 @@
+"""N processes give ModelWrapper's answer of one: `accelerate launch tests/distributed/check_modelwrapper.py`."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import TensorDataset
+
+from baal_hf import BALD, ActiveLearningDataset, ActiveLearningLoop, MCDropout, ModelWrapper
+
+OPTIONS = {"workers": 0}
+
+
+def rows(size: int) -> TensorDataset:
+    """Vectors whose class is that of the largest of three entries."""
+    inputs = torch.randn(size, 8, generator=torch.Generator().manual_seed(0))
+    return TensorDataset(inputs, inputs[:, :3].argmax(1))
+
+
+def wrapper() -> ModelWrapper:
+    """The same in each process."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 3))
+    return ModelWrapper(model, nn.CrossEntropyLoss())
+
+
+def main() -> None:
+    """Pools smaller and larger than the number of processes; then training and a loop."""
+    for size in (1, 2, 3, 7, 11):
+        model, dataset = wrapper(), rows(size)
+        probs = model.predict_on_dataset(dataset, 2, 3, **OPTIONS, verbose=False)
+        with torch.no_grad():
+            for t in range(3):
+                with MCDropout().draw(model.model, t):
+                    alone = model.model(dataset.tensors[0]).softmax(1)
+                np.testing.assert_allclose(probs[..., t], alone, rtol=0, atol=1e-5)
+            loss = cross_entropy(model.model.eval()(dataset.tensors[0]), dataset.tensors[1]).item()
+        np.testing.assert_allclose(model.test_on_dataset(dataset, 2, **OPTIONS), loss, rtol=1e-5)
+    assert model._accelerator(None).num_processes == int(sys.argv[1])
+
+    model, dataset = wrapper(), rows(64)
+    optimizer = torch.optim.Adam(model.model.parameters(), 1e-2)
+    losses = model.train_on_dataset(dataset, optimizer, 8, 10, **OPTIONS)
+    assert losses[-1] < losses[0]
+    weights = [value.sum().item() for value in model.model.parameters()]
+    assert gather_object([weights]) == [weights] * int(sys.argv[1]), "each process has weights of its own"
+    assert gather_object([losses]) == [losses] * int(sys.argv[1])
+
+    active = ActiveLearningDataset(dataset)
+    active.label_randomly(4)
+    loop = ActiveLearningLoop(active, model.predict_on_dataset, BALD(), 20, iterations=3, workers=0, verbose=False)
+    while loop.step():
+        labelled = active.labelled_map.tolist()
+        assert gather_object([labelled]) == [labelled] * int(sys.argv[1]), "the processes label different rows"
+    if PartialState().is_main_process:
+        print("the processes agree")
+    PartialState().destroy_process_group()  # gloo's threads, left running, abort one exit in five
+
+
+if __name__ == "__main__":
+    main()
