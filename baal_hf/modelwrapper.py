@@ -129,7 +129,7 @@ class ModelWrapper:
         Raises:
             ValueError: No rows, no targets, or `average_predictions` < 1.
         """
-        accelerator = self._accelerator(use_cuda)
+        accelerator = self.accelerator(use_cuda)
         loader = accelerator.prepare_data_loader(self._loader(dataset, batch_size, workers, collate_fn, shuffle=False))
         metrics = {name: made() for name, made in self._metrics.items()}
         total, rows = 0.0, 0
@@ -205,13 +205,13 @@ class ModelWrapper:
         regularizer: Callable[[], Tensor] | None = None,
     ) -> Tensor:
         """One step on a batch; returns its loss."""
-        accelerator = self._accelerator(cuda)
+        accelerator = self.accelerator(cuda)
         self.model.train()
         return self._step(self._model_on(accelerator), _as_inputs(data), target, optimizer, accelerator, regularizer)
 
     def test_on_batch(self, data: Any, target: Any, cuda: bool | None = None, average_predictions: int = 1) -> Tensor:
         """The loss of a batch; as `test_on_dataset`."""
-        outputs = self._tested(_as_inputs(data), average_predictions, self._accelerator(cuda))
+        outputs = self._tested(_as_inputs(data), average_predictions, self.accelerator(cuda))
         return self._loss(outputs, target).detach()
 
     # Predicting
@@ -268,7 +268,7 @@ class ModelWrapper:
     ) -> Iterator[Any]:
         """What `predict_on_dataset` returns, some consecutive rows at a time."""
         check_iterations(iterations, self.posterior)
-        accelerator = self._accelerator(use_cuda)
+        accelerator = self.accelerator(use_cuda)
         self._model_on(accelerator)
         packing = _Packing()
 
@@ -296,7 +296,7 @@ class ModelWrapper:
             ValueError: T < 1, or no dropout to draw from.
         """
         check_iterations(iterations, self.posterior)
-        return self._drawn(_as_inputs(data), iterations, self._accelerator(cuda))
+        return self._drawn(_as_inputs(data), iterations, self.accelerator(cuda))
 
     # State
 
@@ -355,7 +355,7 @@ class ModelWrapper:
         regularizer: Callable[[], Tensor] | None,
     ) -> float:
         """One epoch; its mean loss."""
-        accelerator = self._accelerator(use_cuda)
+        accelerator = self.accelerator(use_cuda)
         model = self._model_on(accelerator)
         loader = accelerator.prepare_data_loader(self._loader(dataset, batch_size, workers, collate_fn, shuffle=True))
         self.model.train()
@@ -427,8 +427,12 @@ class ModelWrapper:
             raise ValueError("ModelWrapper needs rows, and the dataset has none. Is something labelled?")
         return DataLoader(dataset, batch_size, shuffle=shuffle, num_workers=_cores(workers), collate_fn=collate_fn)
 
-    def _accelerator(self, use_cuda: bool | None) -> Accelerator:
-        """Where to compute."""
+    def accelerator(self, use_cuda: bool | None) -> Accelerator:
+        """Device, precision and processes, as Accelerate has them; made when it is first asked for.
+
+        Raises:
+            ValueError: `use_cuda` without a GPU.
+        """
         if use_cuda and not torch.cuda.is_available():
             raise ValueError("use_cuda=True needs a GPU that torch sees, and there is none.")
         on_cpu = use_cuda is False

@@ -13,6 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
+import datasets
 import numpy as np
 
 from baal_hf.dataset import ActiveLearningDataset
@@ -37,7 +38,7 @@ class ActiveLearningExperiment:
     that was done, and ends with the same records. Everything random follows from `seed` and the number of the round.
 
     Args:
-        trainer: A `BaalTransformersTrainer`, or another `Learner`. Its present weights are those that each round begins
+        trainer: A `BaalTransformersTrainer`, or another `Learner`, such as `WrapperLearner(ModelWrapper(...), ...)`. Its present weights are those that each round begins
             with; where the folder has the first weights of an earlier start, those.
         al_dataset: Some of its rows are labelled. On going on it may have been made anew with the same rows labelled,
             or stand on the ledger file that it had.
@@ -242,7 +243,7 @@ class ActiveLearningExperiment:
             "pool_size": self.pool_size,
             "seed": self.seed,
             "rows": len(self.dataset.labelled_map),
-            "eval_rows": rows_digest(self.eval_dataset),
+            "eval_rows": rows_digest(self.eval_dataset) if _are_fixed(self.eval_dataset) else len(self.eval_dataset),
             **self.learner.settings,
             "first_step": self.dataset.current_al_step,
             "initial": self._initial(self.dataset.current_al_step),
@@ -258,6 +259,11 @@ class ActiveLearningExperiment:
         result = work()
         self.seconds[part] = time.perf_counter() - started
         return result
+
+
+def _are_fixed(rows: Any) -> bool:
+    """Whether rows are the same each time they are read, which no transform is known to make them."""
+    return isinstance(rows, datasets.Dataset) and rows.format["type"] != "custom"
 
 
 def _seed_of(seed: int, number: int) -> int:

@@ -42,7 +42,7 @@ def main() -> None:
                 np.testing.assert_allclose(probs[..., t], alone, rtol=0, atol=1e-5)
             loss = cross_entropy(model.model.eval()(dataset.tensors[0]), dataset.tensors[1]).item()
         np.testing.assert_allclose(model.test_on_dataset(dataset, 2, **OPTIONS), loss, rtol=1e-5)
-    assert model._accelerator(None).num_processes == int(sys.argv[1])
+    assert model.accelerator(None).num_processes == int(sys.argv[1])
 
     model, dataset = wrapper(), rows(64)
     optimizer = torch.optim.Adam(model.model.parameters(), 1e-2)

@@ -7,22 +7,31 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.utils.data import Subset, TensorDataset
 
 from baal_hf import (
     ActiveLearningCallback,
     ActiveLearningDataset,
     ActiveLearningExperiment,
     ClassificationChange,
+    KappaAverage,
     LabellingBudgetStoppingCriterion,
     MCDropout,
+    ModelWrapper,
     OverallUncertainty,
+    get_heuristic,
+    metrics,
 )
-from baal_hf.experiment import TrainerLearner, compare
+from baal_hf.experiment import TrainerLearner, WrapperLearner, compare
 from baal_hf.experiment.folder import ExperimentFolder
 from tests.experiment.check_rounds import experiment, rows, told, trainer
 
@@ -192,6 +201,39 @@ def test_until_the_pool_is_empty(tmp_path: Path) -> None:
     assert run.dataset.n_unlabelled == 0
     again = experiment(tmp_path, tmp_path / "run", max_rounds=None, criterion=None, query_size=15, pool_size=None)
     assert [record["labelled"] for record in again.start()] == [6, 21, 36, 40]
+
+
+def wrapped(place: Path | None) -> ActiveLearningExperiment:
+    """An experiment with a ModelWrapper on digits."""
+    images, labels = load_digits(return_X_y=True)
+    digits = TensorDataset(torch.from_numpy(images / 16).float(), torch.from_numpy(labels))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 10))
+    wrapper = ModelWrapper(model, nn.CrossEntropyLoss())
+    wrapper.add_metric("accuracy", lambda: metrics.load("accuracy"))
+    learner = WrapperLearner(wrapper, partial(torch.optim.Adam, lr=1e-2), 16, 5, use_cuda=False, workers=0)
+    dataset = ActiveLearningDataset(Subset(digits, range(200)))
+    dataset.label_randomly(20)
+    others = Subset(digits, range(200, 300))
+    limits = {"query_size": 20, "iterations": 5, "max_rounds": 4, "folder": place}
+    return ActiveLearningExperiment(
+        learner, dataset, others, "bald", criterion=KappaAverage(1.0), stop_set=others, **limits
+    )
+
+
+def test_with_a_model_wrapper(tmp_path: Path) -> None:
+    """An experiment with a ModelWrapper learns, is resumed, and refuses heuristics that need features."""
+    records = wrapped(None).start()
+    assert [record["labelled"] for record in records] == [20, 40, 60, 80]
+    assert records[-1]["eval_accuracy"] > records[0]["eval_accuracy"]
+    rounds = wrapped(tmp_path / "run").rounds()
+    assert [next(rounds), next(rounds)] == records[:2]
+    rounds.close()
+    assert wrapped(tmp_path / "run").start() == records
+    run = wrapped(None)
+    run.heuristic = get_heuristic("badge")
+    with pytest.raises(ValueError, match="take another heuristic"):
+        run.start()
 
 
 def test_fresh_masks_are_seeded(tmp_path: Path) -> None:
