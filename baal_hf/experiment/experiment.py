@@ -38,8 +38,9 @@ class ActiveLearningExperiment:
     that was done, and ends with the same records. Everything random follows from `seed` and the number of the round.
 
     Args:
-        trainer: A `BaalTransformersTrainer`, or another `Learner`, such as `WrapperLearner(ModelWrapper(...), ...)`. Its present weights are those that each round begins
-            with; where the folder has the first weights of an earlier start, those.
+        trainer: A `BaalTransformersTrainer`, or another `Learner`, such as `WrapperLearner(ModelWrapper(...), ...)`.
+            Its present weights are those that each round begins with; where the folder has the first weights of an
+            earlier start, those.
         al_dataset: Some of its rows are labelled. On going on it may have been made anew with the same rows labelled,
             or stand on the ledger file that it had.
         eval_dataset: Labelled rows to evaluate on.
