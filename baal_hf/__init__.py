@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from baal_hf.arrays import masked
 from baal_hf.calibration import DirichletCalibrator, DirichletScaling, TemperatureScaling, VectorScaling
 from baal_hf.dataset import ActiveLearningDataset
+from baal_hf.files import FileDataset
 from baal_hf.heuristics import (
     BADGE,
     BAIT,
@@ -136,6 +137,7 @@ __all__ = [
     "EnsembleModelWrapper",
     "Entropy",
     "ExpectedKL",
+    "FileDataset",
     "GaussianBALD",
     "GibbsSampling",
     "KMeans",

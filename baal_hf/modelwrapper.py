@@ -286,8 +286,8 @@ class ModelWrapper:
             num_workers=_cores(workers),
             progress=partial(progress_bar, "draws", not verbose or not accelerator.is_main_process),
         )
-        for part in sampler.predictions(dataset, iterations):
-            yield packing.unpacked(halved(part) if half else part)
+        parts = sampler.predictions(dataset, iterations)
+        return (packing.unpacked(halved(part) if half else part) for part in parts)
 
     def predict_on_batch(self, data: Any, iterations: int = 1, cuda: bool | None = None) -> Any:
         """Probabilities of a batch of inputs under T draws, on the device: [B, C, *S, T], or a list of such tensors.
@@ -359,15 +359,18 @@ class ModelWrapper:
         model = self._model_on(accelerator)
         loader = accelerator.prepare_data_loader(self._loader(dataset, batch_size, workers, collate_fn, shuffle=True))
         self.model.train()
-        losses = []
+        total = torch.zeros(2)
         for place, batch in enumerate(loader):
             inputs, target = inputs_and_target(batch, has_targets(dataset))
             try:
-                losses.append(self._step(model, inputs, _targeted(target), optimizer, accelerator, regularizer))
+                loss = self._step(model, inputs, _targeted(target), optimizer, accelerator, regularizer)
             except FloatingPointError as error:
                 raise ValueError(f"Batch {place} of epoch {number}: {error}") from None
+            size = len(next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs[0])
+            total += torch.tensor([float(loss) * size, size])
         self.model.eval()
-        mean = float(accelerator.gather(torch.stack(losses)).mean())
+        losses, rows = accelerator.gather(total.to(accelerator.device)[None]).sum(0).tolist()
+        mean: float = losses / rows
         self._values["train_loss"] = mean
         return mean
 
