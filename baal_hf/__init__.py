@@ -77,6 +77,7 @@ from baal_hf.posterior import (
     train_ensemble,
     unpatch_module,
 )
+from baal_hf.semisupervised import AlternateIterator, MeanTeacher, PiModel, PseudoLabels, SemiSupervisedIterator
 from baal_hf.stopping import (
     ClassificationChange,
     CostBudget,
@@ -95,6 +96,7 @@ if TYPE_CHECKING:
     from baal_hf.checkpoints import ActiveLearningCallback
     from baal_hf.experiment import ActiveLearningExperiment
     from baal_hf.modelwrapper import EnsembleModelWrapper, ModelWrapper
+    from baal_hf.semisupervised.trainer import SemiSupervisedTrainer
     from baal_hf.trainer import BaalTransformersTrainer
 
 __version__ = "0.1.0"
@@ -114,6 +116,7 @@ __all__ = [
     "ActiveLearningDataset",
     "ActiveLearningExperiment",
     "ActiveLearningLoop",
+    "AlternateIterator",
     "ArrayStore",
     "BaalTransformersTrainer",
     "BatchBALD",
@@ -154,11 +157,13 @@ __all__ = [
     "Margin",
     "MaxKL",
     "MeanStd",
+    "MeanTeacher",
     "ModelWrapper",
     "MultiLabelBALD",
     "MultiLabelEntropy",
     "NormalizedMargin",
     "OverallUncertainty",
+    "PiModel",
     "Posterior",
     "PowerBALD",
     "PowerEntropy",
@@ -166,11 +171,14 @@ __all__ = [
     "Precomputed",
     "Prefiltered",
     "ProbCover",
+    "PseudoLabels",
     "Random",
     "RankBALD",
     "RankBasedSampling",
     "ReverseMutualInformation",
     "SelfConfidence",
+    "SemiSupervisedIterator",
+    "SemiSupervisedTrainer",
     "SoftmaxBALD",
     "StoppingCriterion",
     "TemperatureScaling",
@@ -200,6 +208,7 @@ _LATER = {
     "BaalTransformersTrainer": "baal_hf.trainer",
     "EnsembleModelWrapper": "baal_hf.modelwrapper",
     "ModelWrapper": "baal_hf.modelwrapper",
+    "SemiSupervisedTrainer": "baal_hf.semisupervised.trainer",
 }
 
 

@@ -1,0 +1,86 @@
+"""Training on two processes gives the weights of one with batches of twice the size. `accelerate launch` runs it."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import BertConfig, BertForSequenceClassification, TrainingArguments, set_seed
+
+from baal_hf.semisupervised import MeanTeacher, PiModel, PseudoLabels
+from baal_hf.semisupervised.trainer import SemiSupervisedTrainer
+
+METHODS = {
+    "pi_model": (lambda: PiModel(augment=shortened), 100.0),
+    "mean_teacher": (lambda: MeanTeacher(0.5), 20.0),
+    "pseudo_labels": (lambda: PseudoLabels(0.5001), 1.0),
+}
+_parity = [0]
+
+
+def shortened(batch: dict) -> dict:
+    """Every second time the rows backwards: a change that is not random, so that it is the same on all processes."""
+    _parity[0] += 1
+    return {**batch, "input_ids": batch["input_ids"].flip(1)} if _parity[0] % 2 else batch
+
+
+def rows(size: int, seed: int) -> list[dict]:
+    """Rows of six tokens, whose class is that of the first."""
+    ids = torch.randint(5, 40, (size, 6), generator=torch.Generator().manual_seed(seed))
+    return [{"input_ids": row.tolist(), "label": int(row[0]) % 2} for row in ids]
+
+
+def main() -> None:
+    """Train with each method; write the weights to the file, or compare with those in it."""
+    processes, file = int(sys.argv[1]), Path(sys.argv[2])
+    torch.set_num_threads(1)
+    found = {}
+    for name, (method, weight) in METHODS.items():
+        set_seed(0)
+        rates = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+        model = BertForSequenceClassification(BertConfig(vocab_size=40, **sizes, **rates)).double()
+        _parity[0] = 0
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = TrainingArguments(
+                folder,
+                use_cpu=True,
+                average_tokens_across_devices=False,  # Trainer scales by processes that it does not count here
+                max_steps=7,
+                per_device_train_batch_size=4 // processes,
+                gradient_accumulation_steps=2,
+                optim="sgd",
+                learning_rate=0.1,
+                save_strategy="no",
+                logging_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                dataloader_pin_memory=False,
+            )
+            trainer = SemiSupervisedTrainer(
+                model,
+                arguments,
+                train_dataset=Dataset.from_list(16 * rows(1, 0)),  # their order is Trainer's, another on two processes
+                unlabelled_dataset=rows(30, 1),
+                method=method(),
+                unlabelled_weight=weight,
+            )
+            assert trainer.accelerator.num_processes == processes
+            trainer.train()
+        found[name] = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    if processes == 1:
+        torch.save(found, file)
+        return
+    for name, expected in torch.load(file, weights_only=True).items():
+        torch.testing.assert_close(found[name], expected, atol=1e-6, rtol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+    if PartialState().is_main_process:
+        print("the processes agree")
+    PartialState().destroy_process_group()  # gloo's threads, left running, abort one exit in five
+
+
+if __name__ == "__main__":
+    main()
