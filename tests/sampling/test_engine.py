@@ -62,6 +62,23 @@ def test_draws_are_on_the_last_axis() -> None:
     assert not torch.equal(whole[1, :, 0], whole[1, :, 5]) or not torch.equal(whole[1, :, 1], whole[1, :, 2])
 
 
+def test_weights_that_change_between_chunks_are_seen() -> None:
+    """What autocast keeps of the weights ends with a chunk: whoever takes it may change them before the next."""
+    model = nn.Linear(3, 2, bias=False)
+    nn.init.ones_(model.weight)
+
+    def forward(model: nn.Module, batch: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return model(batch)
+
+    sampler = Sampler(model, Deterministic(), forward, Accelerator(cpu=True), batch_size=2)
+    chunks = sampler.predictions(Numbers(4), 1)
+    assert next(chunks)[:, 0, 0].tolist() == [0, 3]
+    assert not torch.is_autocast_enabled("cpu")
+    nn.init.constant_(model.weight, 2.0)
+    assert next(chunks)[:, 0, 0].tolist() == [12, 18]
+
+
 def test_images_keep_their_axes() -> None:
     """Outputs [B, C, H, W] become [N, C, H, W, T]."""
 
