@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,7 @@ from baal_hf.sampling.batches import (
     vocabulary,
 )
 from baal_hf.sampling.joining import joined
-from baal_hf.sampling.passes import Forward, Passes, is_sharded, keep_casts, keep_freed_memory
+from baal_hf.sampling.passes import Forward, Passes, is_sharded, keep_freed_memory
 
 logger = logging.getLogger(__name__)
 
@@ -180,10 +180,8 @@ class Sampler:
         parts: list[tuple[NumpyArray, Tensor]] = []
         broken: list[int] = []
         waiting: list[tuple[Turn, Any]] = []
-        with self._progress(rows, len(draws)) as advance, ExitStack() as chunk:
+        with self._progress(rows, len(draws)) as advance:
             for turn, batch in batches:
-                if not waiting and not parts:
-                    chunk.enter_context(keep_casts(self._accelerator.device.type))
                 waiting.append((turn, batch))
                 if turn.is_last or not self._posterior.swaps_weights:  # else a draw is opened once for the whole chunk
                     parts += self._values(waiting, draws, value, limits, broken)
@@ -191,7 +189,6 @@ class Sampler:
                 done += turn.together
                 advance(turn.together)
                 if turn.is_last:
-                    chunk.close()  # whoever takes the chunk may change the weights
                     _refuse_broken(broken, self._accelerator)
                     yield Chunk(turn.source.number, turn.source.rows, self._in_order(parts, turn.source.rows))
                     parts = []

@@ -172,14 +172,6 @@ def is_sharded(model: nn.Module) -> bool:
     return any(hasattr(weight, "full_tensor") for weight in model.parameters())
 
 
-def keep_casts(device_type: str) -> AbstractContextManager[object]:
-    """A context in which autocast stays as it is, and keeps the weights that it casts until the end.
-
-    The passes of each batch have an autocast of their own, which without one around it would cast them anew.
-    """
-    return torch.autocast(device_type, enabled=torch.is_autocast_enabled(device_type))
-
-
 def keep_freed_memory() -> None:
     """Let the C library hold on to the memory of large tensors that are freed, up to 64 MB.
 
