@@ -94,8 +94,10 @@ from baal_hf.store import ArrayStore
 
 if TYPE_CHECKING:
     from baal_hf.checkpoints import ActiveLearningCallback
+    from baal_hf.ensemble import EnsembleModelWrapper
     from baal_hf.experiment import ActiveLearningExperiment
-    from baal_hf.modelwrapper import EnsembleModelWrapper, ModelWrapper
+    from baal_hf.modelwrapper import ModelWrapper
+    from baal_hf.semisupervised.modelwrapper import SemiSupervisedModelWrapper
     from baal_hf.semisupervised.trainer import SemiSupervisedTrainer
     from baal_hf.trainer import BaalTransformersTrainer
 
@@ -178,6 +180,7 @@ __all__ = [
     "ReverseMutualInformation",
     "SelfConfidence",
     "SemiSupervisedIterator",
+    "SemiSupervisedModelWrapper",
     "SemiSupervisedTrainer",
     "SoftmaxBALD",
     "StoppingCriterion",
@@ -206,8 +209,9 @@ _LATER = {
     "ActiveLearningCallback": "baal_hf.checkpoints",
     "ActiveLearningExperiment": "baal_hf.experiment",
     "BaalTransformersTrainer": "baal_hf.trainer",
-    "EnsembleModelWrapper": "baal_hf.modelwrapper",
+    "EnsembleModelWrapper": "baal_hf.ensemble",
     "ModelWrapper": "baal_hf.modelwrapper",
+    "SemiSupervisedModelWrapper": "baal_hf.semisupervised.modelwrapper",
     "SemiSupervisedTrainer": "baal_hf.semisupervised.trainer",
 }
 

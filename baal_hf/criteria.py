@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ _SMALLEST = torch.finfo(torch.float32).tiny  # whose logarithm is finite
 
 
 def _softmax(logits: Tensor) -> Tensor:
+    if logits.shape[1] == 1:
+        raise ValueError("Softmax of one output is always 1: two classes need two of them, or BCEWithLogitsLoss.")
     return logits.float().softmax(1)
 
 
@@ -75,3 +77,59 @@ def link_of(criterion: Any) -> str:
         f"How the outputs for {name} become probabilities cannot be told: pass ModelWrapper(..., probabilities=...), "
         f"out of {', '.join(LINKS)}, or a function of the outputs [B, C, *S]."
     )
+
+
+class Links:
+    """What makes probabilities of all that a model returns, and outputs of probabilities.
+
+    Args:
+        probabilities: Name of a link, a function of the outputs [B, C, *S], or one of these for each output; None asks
+            the criterion.
+        criterion: (outputs, target) -> loss.
+
+    Attributes:
+        names: Of the links, for each output or for all; None for functions.
+
+    Raises:
+        ValueError: There is no link of that name, or the criterion's cannot be told.
+    """
+
+    def __init__(self, probabilities: str | Link | Sequence[str | Link] | None, criterion: Any) -> None:
+        if probabilities is None:
+            probabilities = link_of(criterion)
+        self._each = isinstance(probabilities, list | tuple)
+        given: list[Any] = list(probabilities) if isinstance(probabilities, list | tuple) else [probabilities]
+        unknown = [link for link in given if isinstance(link, str) and link not in LINKS]
+        if unknown or not given:
+            raise ValueError(
+                f"ModelWrapper needs probabilities out of {', '.join(LINKS)}, or a function, got {unknown or given}."
+            )
+        self.names = [link if isinstance(link, str) else None for link in given]
+        self._links = [LINKS[link] if isinstance(link, str) else (link, None) for link in given]
+
+    def to_probabilities(self, outputs: Any) -> Any:
+        """Probabilities of a tensor, or of each of a list of tensors.
+
+        Raises:
+            ValueError: There are not as many outputs as links.
+        """
+        return self._applied(outputs, [to_probs for to_probs, _ in self._links])
+
+    def to_outputs(self, probabilities: Any) -> Any:
+        """What the criterion reads as these probabilities.
+
+        Raises:
+            ValueError: A link is a function, which knows one direction only.
+        """
+        back = [to_outputs for _, to_outputs in self._links]
+        if None in back:
+            raise ValueError("Averaging needs outputs of probabilities: give probabilities by name, not as a function.")
+        return self._applied(probabilities, back)
+
+    def _applied(self, values: Any, functions: list[Any]) -> Any:
+        given = values if isinstance(values, list) else [values]
+        functions = functions if self._each else functions * len(given)
+        if len(functions) != len(given):
+            raise ValueError(f"Probabilities were named for {len(functions)} outputs, the model has {len(given)}.")
+        applied = [function(value) for function, value in zip(functions, given, strict=True)]
+        return applied if isinstance(values, list) else applied[0]

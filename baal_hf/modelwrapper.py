@@ -8,26 +8,39 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import send_to_device
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import broadcast, send_to_device
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from baal_hf.criteria import LINKS, Link, link_of
-from baal_hf.posterior import Ensemble, MCDropout, Posterior
-from baal_hf.posterior.base import unwrapped
+from baal_hf.criteria import Link, Links
+from baal_hf.metrics.updating import result, update
+from baal_hf.outputs import found_logits
+from baal_hf.posterior import MCDropout, Posterior
 from baal_hf.posterior.patching import unpatched
+from baal_hf.posterior.switches import evaluation_flags
 from baal_hf.rows import has_targets, inputs_and_target
-from baal_hf.sampling import Sampler, check_iterations, halved, progress_bar
-
-Outputs = Tensor | list[Tensor]
+from baal_hf.sampling import (
+    Folder,
+    Packing,
+    Sampler,
+    check_iterations,
+    described,
+    halved,
+    model_digest,
+    progress_bar,
+    refuse_fresh,
+    rows_digest,
+    sample_to_store,
+)
+from baal_hf.store import ArrayStore
 
 
 class ModelWrapper:
@@ -35,7 +48,7 @@ class ModelWrapper:
 
     Rows of a dataset are tuples whose last element is the target, or dictionaries with a `label`, `labels`,
     `label_ids`, `target` or `targets`. The model is called with the other elements, or with the other entries as
-    keywords. Rows of a pool have no target. The model returns a tensor [B, C, *S] or several of them.
+    keywords. Rows of a pool have no target. The model returns a tensor [B, C, *S], several of them, or `logits`.
 
     Args:
         model: A module; of one in `MCDropoutModule` or given to `patch_module` the posterior is taken over, so that
@@ -43,9 +56,10 @@ class ModelWrapper:
         criterion: (outputs, target) -> loss, a mean over the batch.
         replicate_in_memory: Baal's, without effect: draws of a batch share what they can.
         posterior: What predictions are drawn from; `MCDropout()` by default.
-        probabilities: How outputs become probabilities: "softmax", "log_softmax", "sigmoid", "none" (regression), or a
-            function of the outputs. None asks the criterion.
-        mixed_precision: "no", "fp16" or "bf16"; None is Accelerate's default.
+        probabilities: How outputs become probabilities: "softmax", "log_softmax", "sigmoid", "none" (regression), a
+            function of the outputs, or a list with one of these for each output. None asks the criterion.
+        mixed_precision: "no", "fp16" or "bf16"; None is Accelerate's default. Accelerate keeps one precision for a
+            process: the first that is asked for, another is an error there.
 
     Raises:
         ValueError: The criterion's probabilities cannot be told, or there is no link of that name.
@@ -58,24 +72,19 @@ class ModelWrapper:
         replicate_in_memory: bool = True,
         *,
         posterior: Posterior | None = None,
-        probabilities: str | Link | None = None,
+        probabilities: str | Link | Sequence[str | Link] | None = None,
         mixed_precision: str | None = None,
     ) -> None:
         self.model, taken_over = unpatched(model)
         self.posterior: Posterior = posterior or taken_over or MCDropout()
         self.criterion = criterion
-        name = probabilities if probabilities is not None else link_of(criterion)
-        if isinstance(name, str) and name not in LINKS:
-            raise ValueError(
-                f"ModelWrapper needs probabilities out of {', '.join(LINKS)}, or a function, got {name!r}."
-            )
-        self._to_probs: Link
-        self._to_outputs: Link | None
-        self._to_probs, self._to_outputs = LINKS[name] if isinstance(name, str) else (name, None)
+        self.links = Links(probabilities, criterion)
         self._mixed_precision = mixed_precision
         self._accelerators: dict[bool, Accelerator] = {}
         self._metrics: dict[str, Callable[[], Any]] = {}
         self._values: dict[str, Any] = {}
+        self._exchanging: nn.Module | None = None  # the model, with what exchanges gradients between processes
+        self._exchanged: list[bool] = []  # of which parameters
 
     # Training and testing
 
@@ -127,22 +136,27 @@ class ModelWrapper:
         Metrics that were added are computed, too: `get_metrics("test")`.
 
         Raises:
-            ValueError: No rows, no targets, or `average_predictions` < 1.
+            ValueError: No rows, no targets, `average_predictions` < 1, or a loss that is not finite, with its batch.
         """
         accelerator = self.accelerator(use_cuda)
         loader = accelerator.prepare_data_loader(self._loader(dataset, batch_size, workers, collate_fn, shuffle=False))
         metrics = {name: made() for name, made in self._metrics.items()}
         total, rows = 0.0, 0
-        for batch in loader:
+        for place, batch in enumerate(loader):
             inputs, target = inputs_and_target(batch, has_targets(dataset))
             mine = self._tested(inputs, average_predictions, accelerator), _targeted(target)
             outputs, target = accelerator.gather_for_metrics(mine)  # of all processes, no row twice
+            loss = float(self._loss(outputs, target))
+            if not math.isfinite(loss):
+                raise ValueError(f"Batch {place} of the test: the loss is {loss}. Look at its rows, or at the weights.")
             size = len(outputs if isinstance(outputs, Tensor) else outputs[0])
-            total, rows = total + size * float(self._loss(outputs, target)), rows + size
-            for metric in metrics.values():
-                _update(metric, outputs, target)
+            total, rows = total + size * loss, rows + size
+            if metrics:
+                probabilities = self.links.to_probabilities(outputs)
+                for metric in metrics.values():
+                    update(metric, outputs, probabilities, target, self.links.names[0])
         self._values["test_loss"] = total / rows
-        self._values |= {f"test_{name}": _value(metric, name) for name, metric in metrics.items()}
+        self._values |= {f"test_{name}": result(metric, name) for name, metric in metrics.items()}
         return total / rows
 
     def train_and_test_on_datasets(
@@ -159,6 +173,7 @@ class ModelWrapper:
         return_best_weights: bool = False,
         patience: int | None = None,
         min_epoch_for_es: int = 0,
+        skip_epochs: int = 1,
     ) -> Any:
         """Train for some epochs, and test after each.
 
@@ -173,19 +188,24 @@ class ModelWrapper:
             collate_fn: As for `train_on_dataset`.
             regularizer: As for `train_on_dataset`.
             return_best_weights: Return the weights of the epoch with the lowest test loss as well.
-            patience: Stop after so many epochs without a lower test loss; None never does.
+            patience: Stop after so many tests without a lower loss; None never does.
             min_epoch_for_es: Epochs after which stopping may begin.
+            skip_epochs: Test after each so many epochs only, and after the last.
 
         Returns:
-            The metrics of each epoch, a dictionary for each; with `return_best_weights` these and a state dict.
+            The metrics of each test, a dictionary for each; with `return_best_weights` these and a state dict.
 
         Raises:
-            ValueError: As for `train_on_dataset`.
+            ValueError: As for `train_on_dataset` and `test_on_dataset`; a number below 1.
         """
+        if min(epoch, skip_epochs, 1 if patience is None else patience) < 1:
+            raise ValueError(f"Needs numbers >= 1: epoch {epoch}, patience {patience}, skip_epochs {skip_epochs}.")
         history: list[dict[str, Any]] = []
         best_loss, best_weights, since = math.inf, None, 0
         for number in range(1, epoch + 1):
             self._epoch(train_dataset, optimizer, batch_size, number, use_cuda, workers, collate_fn, regularizer)
+            if number % skip_epochs and number < epoch:
+                continue
             loss = self.test_on_dataset(test_dataset, batch_size, use_cuda, workers, collate_fn)
             history.append(self.get_metrics())
             since += 1
@@ -204,10 +224,18 @@ class ModelWrapper:
         cuda: bool | None = None,
         regularizer: Callable[[], Tensor] | None = None,
     ) -> Tensor:
-        """One step on a batch; returns its loss."""
+        """One step on a batch; returns its loss.
+
+        Raises:
+            ValueError: It is not finite.
+        """
         accelerator = self.accelerator(cuda)
+        model, stepping = self._trained_on(accelerator), _stepping(optimizer, accelerator)
         self.model.train()
-        return self._step(self._model_on(accelerator), _as_inputs(data), target, optimizer, accelerator, regularizer)
+        try:
+            return self._step(model, _as_inputs(data), target, stepping, accelerator, regularizer)
+        except FloatingPointError as error:
+            raise ValueError(f"The batch: {error}") from None
 
     def test_on_batch(self, data: Any, target: Any, cuda: bool | None = None, average_predictions: int = 1) -> Tensor:
         """The loss of a batch; as `test_on_dataset`."""
@@ -226,6 +254,8 @@ class ModelWrapper:
         collate_fn: Callable[[list[Any]], Any] | None = None,
         half: bool = False,
         verbose: bool = True,
+        *,
+        store: Folder | None = None,
     ) -> Any:
         """Probabilities of each row under T draws of the posterior; of a regression its values.
 
@@ -238,22 +268,24 @@ class ModelWrapper:
             collate_fn: Makes a batch of rows.
             half: Return float16.
             verbose: Show a progress bar.
+            store: A folder to put them in instead of memory, for a model with one output. A run that was killed goes on
+                where it was once it is started again with the same rows, weights, posterior and iterations.
 
         Returns:
-            float32 or float16, [N, C, *S, T], in the order of the dataset, the same on every process; a list of such
-            arrays for a model that returns several tensors.
+            float32 or float16, [N, C, *S, T], in the order of the dataset, the same on every process; where batches
+            have different *S, positions that a row does not have are NaN. A list of such arrays for a model that
+            returns several tensors. With `store` the store.
 
         Raises:
-            ValueError: No rows, T < 1, no dropout to draw from, outputs that are not finite.
+            ValueError: No rows, T < 1, no dropout to draw from, outputs that are not finite, or several whose shapes
+                change from batch to batch; a store that was made of something else, as the message says.
+            OSError: The store cannot be written; what is done is kept.
         """
-        parts = [
-            *self.predict_on_dataset_generator(
-                dataset, batch_size, iterations, use_cuda, workers, collate_fn, half, verbose
-            )
-        ]
-        if isinstance(parts[0], list):
-            return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
-        return np.concatenate(parts)
+        sampler, packing = self._predicting(dataset, batch_size, iterations, use_cuda, workers, collate_fn, verbose)
+        if store is not None:
+            return self._stored(store, sampler, dataset, iterations, collate_fn, half, self.accelerator(use_cuda))
+        parts = sampler.predictions(dataset, iterations)
+        return packing.joined(halved(part) if half else part for part in parts)
 
     def predict_on_dataset_generator(
         self,
@@ -267,27 +299,9 @@ class ModelWrapper:
         verbose: bool = True,
     ) -> Iterator[Any]:
         """What `predict_on_dataset` returns, some consecutive rows at a time."""
-        check_iterations(iterations, self.posterior)
-        accelerator = self.accelerator(use_cuda)
-        self._model_on(accelerator)
-        packing = _Packing()
-
-        def forward(model: nn.Module, batch: Any) -> Tensor:
-            outputs = _called(model, inputs_and_target(batch, has_targets(dataset))[0])
-            return packing.packed(_each(self._to_probs, outputs))
-
-        sampler = Sampler(
-            self.model,
-            self.posterior,
-            forward,
-            accelerator,
-            batch_size=batch_size,
-            collate_fn=collate_fn,
-            num_workers=_cores(workers),
-            progress=partial(progress_bar, "draws", not verbose or not accelerator.is_main_process),
-        )
+        sampler, packing = self._predicting(dataset, batch_size, iterations, use_cuda, workers, collate_fn, verbose)
         parts = sampler.predictions(dataset, iterations)
-        return (packing.unpacked(halved(part) if half else part) for part in parts)
+        return (packing.arrays(halved(part) if half else part) for part in parts)
 
     def predict_on_batch(self, data: Any, iterations: int = 1, cuda: bool | None = None) -> Any:
         """Probabilities of a batch of inputs under T draws, on the device: [B, C, *S, T], or a list of such tensors.
@@ -305,8 +319,8 @@ class ModelWrapper:
 
         Args:
             name: In `get_metrics` it is `test_<name>`.
-            initializer: Makes the metric: a module of `evaluate`, which is given the most probable classes, or a metric
-                of torchmetrics, which is given the outputs.
+            initializer: Makes the metric: a module of `evaluate`, which is given classes or probabilities as its
+                features ask, or a metric of torchmetrics, which is given the outputs.
         """
         self._metrics[name] = initializer
 
@@ -356,19 +370,22 @@ class ModelWrapper:
     ) -> float:
         """One epoch; its mean loss."""
         accelerator = self.accelerator(use_cuda)
-        model = self._model_on(accelerator)
+        model, stepping = self._trained_on(accelerator), _stepping(optimizer, accelerator)
         loader = accelerator.prepare_data_loader(self._loader(dataset, batch_size, workers, collate_fn, shuffle=True))
-        self.model.train()
         total = torch.zeros(2)
-        for place, batch in enumerate(loader):
-            inputs, target = inputs_and_target(batch, has_targets(dataset))
-            try:
-                loss = self._step(model, inputs, _targeted(target), optimizer, accelerator, regularizer)
-            except FloatingPointError as error:
-                raise ValueError(f"Batch {place} of epoch {number}: {error}") from None
-            size = len(next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs[0])
-            total += torch.tensor([float(loss) * size, size])
-        self.model.eval()
+        self.model.train()
+        try:
+            for place, batch in enumerate(loader):
+                inputs, target = inputs_and_target(batch, has_targets(dataset))
+                try:
+                    loss = self._step(model, inputs, _targeted(target), stepping, accelerator, regularizer)
+                except FloatingPointError as error:
+                    raise ValueError(f"Batch {place} of epoch {number}: {error}") from None
+                size = len(next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs[0])
+                total += torch.tensor([float(loss) * size, size])
+        finally:
+            self.model.eval()
+        _agreed_buffers(self.model, accelerator)
         losses, rows = accelerator.gather(total.to(accelerator.device)[None]).sum(0).tolist()
         mean: float = losses / rows
         self._values["train_loss"] = mean
@@ -388,8 +405,12 @@ class ModelWrapper:
             loss = self._loss(_called(model, _to(inputs, accelerator)), _to(target, accelerator))
             if regularizer is not None:
                 loss = loss + regularizer()
-        if not bool(torch.isfinite(loss)):
-            raise FloatingPointError(f"the loss is {loss.item()}. Look at its rows, or at the learning rate.")
+        # All processes stop together: the others would wait for the one that did.
+        if not bool(accelerator.gather(torch.isfinite(loss.detach())[None]).all()):
+            raise FloatingPointError(
+                f"the loss is {loss.item()}{'' if accelerator.num_processes == 1 else ' on this process'}. Look at its "
+                "rows, or at the learning rate."
+            )
         accelerator.backward(loss)
         optimizer.step()
         return loss.detach().float()
@@ -397,7 +418,13 @@ class ModelWrapper:
     def _loss(self, outputs: Any, target: Any) -> Tensor:
         if self.criterion is None:
             raise ValueError("Training and testing need a criterion, and ModelWrapper was given None.")
-        return self.criterion(outputs, target)
+        loss = self.criterion(outputs, target)
+        if loss.numel() != 1:
+            raise ValueError(
+                f"The criterion needs to return one number, a mean over the batch, got {list(loss.shape)}: give it "
+                'reduction="mean".'
+            )
+        return loss
 
     @torch.no_grad()
     def _tested(self, inputs: Any, draws: int, accelerator: Accelerator) -> Any:
@@ -405,30 +432,84 @@ class ModelWrapper:
         if draws < 1:
             raise ValueError(f"Testing needs average_predictions >= 1, got {draws}.")
         if draws == 1:
-            model = self._model_on(accelerator).eval()
-            with accelerator.autocast():
-                return _each(lambda output: output.float(), _called(model, _to(inputs, accelerator)))
-        if self._to_outputs is None:
-            raise ValueError("Averaging needs outputs of probabilities: give probabilities by name, not as a function.")
+            with evaluation_flags(self._model_on(accelerator)), accelerator.autocast():
+                return _each(lambda output: output.float(), _called(self.model, _to(inputs, accelerator)))
         mean = _each(lambda probs: probs.mean(-1), self._drawn(inputs, draws, accelerator))
-        return _each(self._to_outputs, mean)
+        return self.links.to_outputs(mean)
 
     @torch.no_grad()
     def _drawn(self, inputs: Any, draws: int, accelerator: Accelerator) -> Any:
         """Probabilities of a batch under draws, [B, C, *S, T] each."""
-        self._model_on(accelerator).eval()
-        passes = []
+        model, posterior, passes = self._model_on(accelerator), self.posterior, []
         for t in range(draws):
-            with self.posterior.draw(self.model, t), accelerator.autocast():
-                passes.append(_each(self._to_probs, _called(self.model, _to(inputs, accelerator))))
+            with posterior.draw(model, t), accelerator.autocast():
+                passes.append(self.links.to_probabilities(_called(model, _to(inputs, accelerator))))
         if isinstance(passes[0], list):
             return [torch.stack(outputs, -1) for outputs in zip(*passes, strict=True)]
         return torch.stack(passes, -1)
 
+    def _predicting(
+        self,
+        dataset: Any,
+        batch_size: int,
+        iterations: int,
+        use_cuda: bool | None,
+        workers: int,
+        collate_fn: Callable[[list[Any]], Any] | None,
+        verbose: bool,
+    ) -> tuple[Sampler, Packing]:
+        posterior, accelerator, packing = self.posterior, self.accelerator(use_cuda), Packing()
+        check_iterations(iterations, posterior)
+
+        def forward(model: nn.Module, batch: Any) -> Tensor:
+            outputs = _called(model, inputs_and_target(batch, has_targets(dataset))[0])
+            return packing.packed(self.links.to_probabilities(outputs))
+
+        sampler = Sampler(
+            self._model_on(accelerator),
+            posterior,
+            forward,
+            accelerator,
+            batch_size=batch_size,
+            collate_fn=collate_fn,
+            num_workers=_cores(workers),
+            progress=partial(progress_bar, "draws", not verbose or not accelerator.is_main_process),
+        )
+        return sampler, packing
+
+    def _stored(
+        self,
+        folder: Folder,
+        sampler: Sampler,
+        dataset: Any,
+        iterations: int,
+        collate_fn: Callable[[list[Any]], Any] | None,
+        half: bool,
+        accelerator: Accelerator,
+    ) -> ArrayStore:
+        """Predictions in a store whose manifest says what they depend on."""
+        refuse_fresh(self.posterior, "A store")
+        manifest = {
+            "kind": "predictions",
+            "outputs": described(self.links),
+            "collator": described(collate_fn),
+            "half": half,
+            "iterations": int(iterations),
+            "posterior": described(self.posterior),
+            "precision": accelerator.mixed_precision,
+            "weights": model_digest(self.model),
+            "dataset": rows_digest(dataset),
+        }
+        return sample_to_store(sampler, dataset, range(iterations), folder, manifest, accelerator, half=half)
+
     def _loader(self, dataset: Any, batch_size: int, workers: int, collate_fn: Any, shuffle: bool) -> DataLoader[Any]:
         if isinstance(dataset, Sized) and len(dataset) == 0:
             raise ValueError("ModelWrapper needs rows, and the dataset has none. Is something labelled?")
-        return DataLoader(dataset, batch_size, shuffle=shuffle, num_workers=_cores(workers), collate_fn=collate_fn)
+        # Only an order is drawn from the global randomness: a loader that needs none would take a number, too.
+        generator = None if shuffle else torch.Generator()
+        return DataLoader(
+            dataset, batch_size, shuffle, num_workers=_cores(workers), collate_fn=collate_fn, generator=generator
+        )
 
     def accelerator(self, use_cuda: bool | None) -> Accelerator:
         """Device, precision and processes, as Accelerate has them; made when it is first asked for.
@@ -440,93 +521,41 @@ class ModelWrapper:
             raise ValueError("use_cuda=True needs a GPU that torch sees, and there is none.")
         on_cpu = use_cuda is False
         if on_cpu not in self._accelerators:
-            self._accelerators[on_cpu] = Accelerator(cpu=on_cpu, mixed_precision=self._mixed_precision)
+            self._accelerators[on_cpu] = Accelerator(
+                cpu=on_cpu,
+                mixed_precision=self._mixed_precision,
+                kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+            )
         return self._accelerators[on_cpu]
 
     def _model_on(self, accelerator: Accelerator) -> nn.Module:
-        """The model on the device, which with several processes exchanges gradients."""
-        self.model.to(accelerator.device)
-        if accelerator.num_processes == 1:
-            return self.model
-        if not hasattr(self, "_parallel"):
-            self._parallel: nn.Module = accelerator.prepare_model(self.model)
-            self.model = unwrapped(self._parallel)
-        return self._parallel
+        return self.model.to(accelerator.device)
+
+    def _trained_on(self, accelerator: Accelerator) -> nn.Module:
+        """The model on the device, which with several processes exchanges the gradients of what is trained."""
+        model = self._model_on(accelerator)
+        trained = [weight.requires_grad for weight in model.parameters()]
+        if accelerator.num_processes == 1 or not any(trained):
+            return model
+        if self._exchanging is None or trained != self._exchanged:
+            self._exchanging, self._exchanged = accelerator.prepare_model(model), trained
+            # What Accelerate puts around the forward pass goes: it would stay, and go around it again next time.
+            self.model = accelerator.unwrap_model(self._exchanging, keep_fp32_wrapper=False)
+        return self._exchanging
 
 
-class EnsembleModelWrapper(ModelWrapper):
-    """A `ModelWrapper` whose draws are the checkpoints that were added (deep ensembles, Lakshminarayanan et al., 2017).
-
-    Args:
-        model: As for `ModelWrapper`.
-        criterion: As for `ModelWrapper`.
-        **arguments: As for `ModelWrapper`, but no posterior.
-    """
-
-    def __init__(self, model: nn.Module, criterion: Callable[[Any, Any], Tensor] | None, **arguments: Any) -> None:
-        super().__init__(model, criterion, **arguments)
-        self._checkpoints: list[dict[str, Tensor]] = []
-
-    def add_checkpoint(self) -> None:
-        """Make a copy of the model's weights, kept in memory, a member."""
-        weights = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
-        self._checkpoints.append(weights)
-
-    def clear_checkpoints(self) -> None:
-        """Have no members."""
-        self._checkpoints = []
-
-    def predict_on_dataset_generator(
-        self, dataset: Any, batch_size: int = 32, iterations: int | None = None, *args: Any, **kwargs: Any
-    ) -> Iterator[Any]:
-        """As `ModelWrapper`'s; T is the number of members unless fewer are asked for."""
-        self.posterior = self._ensemble()
-        iterations = len(self._checkpoints) if iterations is None else iterations
-        return super().predict_on_dataset_generator(dataset, batch_size, iterations, *args, **kwargs)
-
-    def predict_on_dataset(
-        self, dataset: Any, batch_size: int = 32, iterations: int | None = None, *args: Any, **kwargs: Any
-    ) -> Any:
-        """As `ModelWrapper`'s; T is the number of members unless fewer are asked for.
-
-        Raises:
-            ValueError: There is no member.
-        """
-        return super().predict_on_dataset(dataset, batch_size, iterations, *args, **kwargs)  # type: ignore[arg-type]
-
-    def predict_on_batch(self, data: Any, iterations: int | None = None, cuda: bool | None = None) -> Any:
-        """As `ModelWrapper`'s; T is the number of members unless fewer are asked for."""
-        self.posterior = self._ensemble()
-        return super().predict_on_batch(data, len(self._checkpoints) if iterations is None else iterations, cuda)
-
-    def _ensemble(self) -> Ensemble:
-        if not self._checkpoints:
-            raise ValueError("An ensemble needs members: train the model and call add_checkpoint() for each.")
-        return Ensemble(self._checkpoints)
+def _stepping(optimizer: Optimizer, accelerator: Accelerator) -> Any:
+    """The optimizer; in float16 one that takes the scale of the loss off the gradients."""
+    scaler = accelerator.scaler
+    return optimizer if scaler is None else AcceleratedOptimizer(optimizer, device_placement=False, scaler=scaler)
 
 
-class _Packing:
-    """Several outputs as one tensor that the engine can carry, and back."""
-
-    def __init__(self) -> None:
-        self._shapes: list[torch.Size] | None = None
-
-    def packed(self, outputs: Outputs) -> Tensor:
-        """One tensor as it is; several side by side, [B, n]."""
-        if isinstance(outputs, Tensor):
-            return outputs
-        self._shapes = [output.shape[1:] for output in outputs]
-        return torch.cat([output.flatten(1) for output in outputs], 1)
-
-    def unpacked(self, part: Tensor) -> Any:
-        """The arrays [n, C, *S, T] of consecutive rows."""
-        if self._shapes is None:
-            return part.numpy()
-        pieces = torch.split(part, [shape.numel() for shape in self._shapes], dim=1)
-        return [
-            piece.reshape(len(part), *shape, part.shape[-1]).numpy()
-            for piece, shape in zip(pieces, self._shapes, strict=True)
-        ]
+@torch.no_grad()
+def _agreed_buffers(model: nn.Module, accelerator: Accelerator) -> None:
+    """Give every process the main one's buffers: each has seen other rows, and batch norm's statistics tell."""
+    if accelerator.num_processes > 1:
+        for buffer in model.buffers():
+            buffer.copy_(broadcast(buffer.clone()))
 
 
 def _cores(workers: int) -> int:
@@ -534,11 +563,22 @@ def _cores(workers: int) -> int:
 
 
 def _called(model: nn.Module, inputs: Any) -> Any:
-    """The model's outputs: a tensor, or a list of several."""
+    """The model's outputs: a tensor, or a list of several.
+
+    Raises:
+        ValueError: There are none.
+    """
     outputs = model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
     if isinstance(outputs, Mapping):
-        outputs = outputs["logits"]
-    return list(outputs) if isinstance(outputs, tuple | list) else outputs
+        return found_logits(outputs, ())
+    if isinstance(outputs, tuple | list):
+        outputs = [output for output in outputs if output is not None]
+        if len(outputs) == 1:
+            return outputs[0]
+    kinds = {type(output) for output in (outputs if isinstance(outputs, list) else [outputs])}
+    if not kinds or not all(issubclass(kind, Tensor) for kind in kinds):
+        raise ValueError(f"ModelWrapper needs a model that returns tensors or logits, got {type(outputs).__name__}.")
+    return outputs
 
 
 def _each(change: Callable[[Tensor], Tensor], outputs: Any) -> Any:
@@ -557,17 +597,3 @@ def _targeted(target: Any) -> Any:
     if target is None:
         raise ValueError("Training and testing need targets: rows that are (input, target), or have a label.")
     return target
-
-
-def _update(metric: Any, outputs: Any, target: Any) -> None:
-    """Tell a metric of a batch: a module of `evaluate` the classes, one of torchmetrics the outputs."""
-    if hasattr(metric, "add_batch"):
-        metric.add_batch(predictions=outputs.argmax(1).cpu().numpy(), references=target.cpu().numpy())
-    else:
-        metric.update(outputs, target)
-
-
-def _value(metric: Any, name: str) -> Any:
-    value = metric.compute()
-    value = value.get(name, value) if isinstance(value, Mapping) else value
-    return value.item() if isinstance(value, Tensor) and value.ndim == 0 else value

@@ -43,6 +43,7 @@ from baal_hf.sampling import (
     halved,
     model_digest,
     progress_bar,
+    refuse_fresh,
     rows_digest,
     sample_to_store,
     scoring,
@@ -233,7 +234,7 @@ class BaalTransformersTrainer(Trainer):
             raise TypeError(f"{heuristic.name} takes predictions, got {', '.join(arrays)}.")
         sampler, rows = self._predicting(dataset, iterations, ignore_keys)
         if adaptive:
-            _refuse_fresh(self.posterior, "Adaptive scoring")
+            refuse_fresh(self.posterior, "Adaptive scoring")
             return adaptive_top_rows(sampler, rows, heuristic, iterations, query_size, error_rate)
         chunks = sampler.chunks(rows, range(iterations), scoring(heuristic, arrays))
         return top_rows(chunks, query_size, heuristic.name)
@@ -392,7 +393,7 @@ class BaalTransformersTrainer(Trainer):
     ) -> ArrayStore:
         """What `value` keeps of predictions, in a store whose manifest says what it depends on."""
         check_length(rows, "A store")
-        _refuse_fresh(self.posterior, "A store")
+        refuse_fresh(self.posterior, "A store")
         manifest = {
             **of,
             "outputs": [described(type(self).probabilities), described(type(self)._outputs), self._problem_type()],
@@ -406,11 +407,6 @@ class BaalTransformersTrainer(Trainer):
         }
         draws = range(iterations)
         return sample_to_store(sampler, rows, draws, folder, manifest, self.accelerator, value=value, half=half)
-
-
-def _refuse_fresh(posterior: Posterior, who: str) -> None:
-    if getattr(posterior, "masks", None) == "fresh":
-        raise ValueError(f'{who} needs draws that can be repeated, which masks="fresh" are not: take MCDropout().')
 
 
 def _heuristic(heuristic: AbstractHeuristic | str) -> AbstractHeuristic:

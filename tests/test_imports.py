@@ -21,7 +21,7 @@ FLOORS = [
     {"features", "sampling"},
     {"inputs", "outputs", "checkpoints"},
     {"trainer", "modelwrapper", "calibration"},
-    {"loop", "stopping", "curves", "semisupervised"},
+    {"ensemble", "loop", "stopping", "curves", "semisupervised"},
     {"plots", "reliability"},
     {"experiment"},
     {"project"},

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -14,8 +16,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from baal_hf import (
+    BALD,
     ActiveLearningDataset,
+    ActiveLearningLoop,
     EnsembleModelWrapper,
+    MCDropConnect,
     MCDropout,
     MCDropoutModule,
     ModelWrapper,
@@ -284,9 +289,15 @@ def test_ensemble() -> None:
     np.testing.assert_allclose(found, torch.stack(answers, -1), atol=1e-6)
     np.testing.assert_allclose(model.predict_on_batch(rows.tensors[0]), found, atol=1e-6)
     assert model.predict_on_dataset(rows, 4, 2, **OPTIONS, verbose=False).shape[-1] == 2
+    loss = F.nll_loss(torch.stack(answers, -1).mean(-1).log(), rows.tensors[1])
+    assert model.test_on_dataset(rows, 4, **OPTIONS, average_predictions=3) == pytest.approx(loss.item(), rel=1e-5)
     model.clear_checkpoints()
-    with pytest.raises(ValueError, match="call add_checkpoint"):
-        model.predict_on_batch(rows.tensors[0])
+    for answer in (model.predict_on_batch, lambda x: model.test_on_dataset(rows, **OPTIONS, average_predictions=2)):
+        with pytest.raises(ValueError, match="call add_checkpoint"):
+            answer(rows.tensors[0])
+    for arguments in ({"posterior": MCDropConnect()}, {"model": MCDropoutModule(network())}):
+        with pytest.raises(ValueError, match="are its members: give it a model that is not patched"):
+            EnsembleModelWrapper(**{"model": network(), "criterion": nn.CrossEntropyLoss(), **arguments})
 
 
 def test_patches_are_taken_over() -> None:
@@ -318,11 +329,146 @@ def test_weights() -> None:
     assert not model.model.training
 
 
+def test_a_link_for_each_output() -> None:
+    """Outputs of different kinds have links of their own."""
+    model = ModelWrapper(TwoInputs(True), lambda *_: torch.tensor(0.0), probabilities=["softmax", "none"])
+    first, second = model.predict_on_batch((torch.ones(2, 2), torch.ones(2, 2)), 3)
+    torch.testing.assert_close(first.sum(1), torch.ones(2, 3))
+    torch.testing.assert_close(second[:, :, 0].softmax(1) * (first[:, 0] + first[:, 1])[:, None], first[:, :2])
+    for names, needs in ((["softmax"], "named for 1 outputs, the model has 2"), (["softmax", "tan"], "got .'tan'.")):
+        with pytest.raises(ValueError, match=needs):
+            ModelWrapper(TwoInputs(True), None, probabilities=names).predict_on_batch((torch.ones(2, 2),) * 2)
+    with pytest.raises(ValueError, match="Softmax of one output"):
+        ModelWrapper(nn.Sequential(nn.Dropout(), nn.Linear(2, 1)), nn.CrossEntropyLoss()).predict_on_batch(
+            torch.ones(1, 2)
+        )
+
+
+@pytest.mark.parametrize(
+    ("criterion", "outputs", "target", "name", "wanted"),
+    [
+        (nn.CrossEntropyLoss(), [[2.0, 0], [0, 2], [2, 0]], [0, 1, 1], "accuracy", 2 / 3),
+        (nn.CrossEntropyLoss(), [[[2.0, 0], [0, 2]]] * 3, [[0, 1]] * 2 + [[1, 1]], "accuracy", 5 / 6),
+        (nn.BCEWithLogitsLoss(), [[9.0], [-9], [9]], [[1.0], [0], [0]], "accuracy", 2 / 3),
+        (nn.BCEWithLogitsLoss(), [[9.0, -9], [9, 9], [9, 9]], [[1.0, 0], [0, 1], [1, 1]], "accuracy", 5 / 6),
+        (nn.CrossEntropyLoss(), [[0.0, 0], [0, 0], [0, 0]], [0, 1, 1], "nll", np.log(2)),
+        (nn.CrossEntropyLoss(), [[0.0, 0], [0, 0], [0, 0]], [0, 1, 1], "brier_score", 0.5),
+    ],
+)
+def test_metrics_of_evaluate(criterion: Any, outputs: Any, target: Any, name: str, wanted: float) -> None:
+    """A module of evaluate is given classes or probabilities, whatever the criterion and the shape."""
+    rows = TensorDataset(torch.tensor(outputs), torch.tensor(target))
+    model = ModelWrapper(nn.Identity(), criterion)
+    model.add_metric("called_otherwise", lambda: metrics.load(name))
+    model.test_on_dataset(rows, 2, **OPTIONS)
+    assert model.get_metrics("test_")["test_called_otherwise"] == pytest.approx(wanted)
+
+
+def test_batches_of_different_width() -> None:
+    """Positions that a row's batch does not have are NaN; several outputs need one width."""
+    rows = [(torch.ones(width, 2), torch.zeros(width)) for width in (3, 3, 5, 5)]
+
+    class PerToken(nn.Module):
+        def __init__(self, several: bool) -> None:
+            super().__init__()
+            self.head, self.dropout, self.several = nn.Linear(2, 3), nn.Dropout(0.5), several
+
+        def forward(self, x: Tensor) -> Any:
+            logits = self.head(self.dropout(x)).transpose(1, 2)  # [B, 3, S]
+            return (logits, logits) if self.several else logits
+
+    one, several = (ModelWrapper(PerToken(flag), nn.CrossEntropyLoss()) for flag in (False, True))
+    found = one.predict_on_dataset(rows, 2, 4, **OPTIONS, verbose=False)
+    assert found.shape == (4, 3, 5, 4)
+    assert np.isnan(found[:2, :, 3:]).all() and np.isfinite(found[2:]).all() and np.isfinite(found[:2, :, :3]).all()
+    with pytest.raises(ValueError, match="the same shapes in each batch"):
+        several.predict_on_dataset(rows, 2, 4, **OPTIONS, verbose=False)
+
+
+def test_store(tmp_path: Path) -> None:
+    """Predictions in a store are those in memory, and what is there is not done again, nor for other weights."""
+    model, rows = wrapper(), digits(50)
+    calls = []
+    model.model.register_forward_hook(lambda *_: calls.append(1))
+    expected_values = model.predict_on_dataset(rows, 8, 3, **OPTIONS, verbose=False)
+    for _ in range(2):
+        store = model.predict_on_dataset(rows, 8, 3, **OPTIONS, verbose=False, store=tmp_path / "store")
+        np.testing.assert_array_equal(np.concatenate([*store]), expected_values)
+        count = len(calls)
+    model.predict_on_dataset(rows, 16, 3, **OPTIONS, verbose=False, store=tmp_path / "store")
+    assert len(calls) == count
+    model.reset_fcs()
+    with pytest.raises(ValueError, match="weights"):
+        model.predict_on_dataset(rows, 8, 3, **OPTIONS, verbose=False, store=tmp_path / "store")
+
+
+def test_arrow_rows() -> None:
+    """Tables with torch's format train, test, and are predicted and labelled in a loop."""
+    x, y = (part[:40] for part in digits().tensors)
+    table = datasets.Dataset.from_dict({"input": x.tolist(), "label": y.tolist()}).with_format("torch")
+    active = ActiveLearningDataset(table)
+    active.label_randomly(5)
+    model = wrapper()
+    optimizer = torch.optim.SGD(model.model.parameters(), 0.1)
+    model.train_on_dataset(active, optimizer, 4, **OPTIONS)
+    model.test_on_dataset(table, 4, **OPTIONS)
+    loop = ActiveLearningLoop(active, model.predict_on_dataset, BALD(), 3, iterations=2, **OPTIONS, verbose=False)
+    assert loop.step() and len(active) == 8
+
+
+def test_half_precision_steps_in_full_scale() -> None:
+    """The scale that float16 gives to a loss is not in the gradients that step."""
+    ways = []
+    for scale in (None, 2.0**16):
+        model = wrapper()
+        if scale:
+            model.accelerator(False).scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        optimizer = torch.optim.SGD(model.model.parameters(), 0.1)
+        torch.manual_seed(1)
+        model.train_on_batch(*digits(8).tensors, optimizer, cuda=False)
+        ways.append([weight.detach() for weight in model.model.parameters()])
+    torch.testing.assert_close(*ways)
+
+
+def test_nothing_else_changes() -> None:
+    """Testing and predicting leave global randomness and the model's mode as they were."""
+    model, rows = wrapper(), digits(20)
+    model.train()
+    state = torch.get_rng_state()
+    model.test_on_dataset(rows, 8, **OPTIONS)
+    model.predict_on_dataset(rows, 8, 2, **OPTIONS, verbose=False)
+    model.predict_on_batch(rows.tensors[0], 2, False)
+    assert model.model.training and torch.equal(torch.get_rng_state(), state)
+
+
+def test_test_epochs() -> None:
+    """`skip_epochs` tests after each so many epochs and after the last; numbers below 1 are refused."""
+    model, rows = wrapper(), digits(20)
+    optimizer = torch.optim.SGD(model.model.parameters(), 0.1)
+    history = model.train_and_test_on_datasets(rows, rows, optimizer, 20, 5, **OPTIONS, skip_epochs=2)
+    assert len(history) == 3
+    for wrong in ({"patience": 0}, {"skip_epochs": 0}, {"epoch": 0}):
+        with pytest.raises(ValueError, match="numbers >= 1"):
+            model.train_and_test_on_datasets(rows, rows, optimizer, **wrong)
+
+
+class Returning(nn.Module):
+    """A network with dropout that returns something else than logits."""
+
+    def __init__(self, returned: Any) -> None:
+        super().__init__()
+        self.layers, self.returned = network(), returned
+
+    def forward(self, x: Tensor) -> Any:
+        self.layers(x)
+        return self.returned
+
+
 def test_bad_input() -> None:
     """What cannot be told or done says who needs what, and what to do."""
     with pytest.raises(ValueError, match="cannot be told: pass ModelWrapper"):
         ModelWrapper(network(), lambda outputs, target: outputs.mean())
-    with pytest.raises(ValueError, match="out of softmax, log_softmax, sigmoid, none, or a function, got 'tanh'"):
+    with pytest.raises(ValueError, match=r"out of softmax, log_softmax, sigmoid, none, or a function, got .'tanh'."):
         ModelWrapper(network(), nn.MSELoss(), probabilities="tanh")
     model = wrapper()
     optimizer = torch.optim.SGD(model.model.parameters(), 0.1)
@@ -337,6 +483,15 @@ def test_bad_input() -> None:
     broken[5] = torch.nan
     with pytest.raises(ValueError, match=r"Batch \d of epoch 1: the loss is nan"):
         model.train_on_dataset(TensorDataset(broken, digits(8).tensors[1]), optimizer, 2, **OPTIONS)
+    with pytest.raises(ValueError, match="The batch: the loss is nan"):
+        model.train_on_batch(broken, digits(8).tensors[1], optimizer, cuda=False)
+    with pytest.raises(ValueError, match="Batch 2 of the test: the loss is nan"):
+        model.test_on_dataset(TensorDataset(broken, digits(8).tensors[1]), 2, **OPTIONS)
+    with pytest.raises(ValueError, match="one number, a mean over the batch, got"):
+        ModelWrapper(network(), nn.CrossEntropyLoss(reduction="none")).test_on_dataset(digits(8), **OPTIONS)
+    for returned in ({"first": inputs, "second": inputs}, (None, None), "words"):
+        with pytest.raises(ValueError, match="needs a model"):
+            ModelWrapper(Returning(returned), nn.CrossEntropyLoss()).predict_on_batch(inputs)
     with pytest.raises(ValueError, match="iterations >= 1"):
         model.predict_on_dataset(digits(8), 4, 0, **OPTIONS)
     with pytest.raises(ValueError, match="given None"):

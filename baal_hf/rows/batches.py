@@ -7,6 +7,7 @@ from typing import Any
 
 from torch.utils.data import Subset
 
+from baal_hf.rows.base import ROW_ID
 from baal_hf.rows.mapstyle import RowView
 
 LABELS = ("label", "labels", "label_ids", "target", "targets")
@@ -28,14 +29,14 @@ def inputs_and_target(batch: Any, with_target: bool = True) -> tuple[Any, Any]:
         with_target: Whether the last element of a tuple is the target.
 
     Returns:
-        The inputs, a dictionary or a tuple, and the target, None if there is none.
+        The inputs, a dictionary (without the row ids of a pool) or a tuple, and the target, None if there is none.
 
     Raises:
         TypeError: The batch is something else.
     """
     if isinstance(batch, Mapping):
         target = next((batch[name] for name in LABELS if name in batch), None)
-        return {name: value for name, value in batch.items() if name not in LABELS}, target
+        return {name: value for name, value in batch.items() if name not in (*LABELS, ROW_ID)}, target
     if isinstance(batch, tuple | list):
         if with_target and len(batch) > 1:
             return tuple(batch[:-1]), batch[-1]

@@ -5,15 +5,17 @@ from baal_hf.sampling.batches import token_lengths
 from baal_hf.sampling.engine import Chunk, Sampler, Value, check_iterations, check_length
 from baal_hf.sampling.joining import concatenated, halved
 from baal_hf.sampling.manifest import described, model_digest, rows_digest
+from baal_hf.sampling.packing import Packing
 from baal_hf.sampling.passes import Forward
 from baal_hf.sampling.progress import progress_bar
 from baal_hf.sampling.scores import agreed, check_ranking, scoring, top_rows
-from baal_hf.sampling.stored import Folder, sample_to_store
+from baal_hf.sampling.stored import Folder, refuse_fresh, sample_to_store
 
 __all__ = [
     "Chunk",
     "Folder",
     "Forward",
+    "Packing",
     "Sampler",
     "Value",
     "adaptive_top_rows",
@@ -26,6 +28,7 @@ __all__ = [
     "halved",
     "model_digest",
     "progress_bar",
+    "refuse_fresh",
     "rows_digest",
     "sample_to_store",
     "scoring",

@@ -10,6 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from baal_hf.posterior import Posterior
 from baal_hf.sampling.engine import Sampler, Value, check_length
 from baal_hf.sampling.joining import halved
 from baal_hf.store import ArrayStore
@@ -71,6 +72,16 @@ def sample_to_store(
                 store.write(chunk.number, (halved(chunk.values) if half else chunk.values).numpy())
     accelerator.wait_for_everyone()
     return store or ArrayStore(folder)
+
+
+def refuse_fresh(posterior: Posterior, who: str) -> None:
+    """Refuse draws that are others each time: what goes on could not be the same as what was begun.
+
+    Raises:
+        ValueError: The posterior's masks are fresh.
+    """
+    if getattr(posterior, "masks", None) == "fresh":
+        raise ValueError(f'{who} needs draws that can be repeated, which masks="fresh" are not: take MCDropout().')
 
 
 def _chunk_rows(folder: Path) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,14 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from baal_hf.dataset import ActiveLearningDataset
 from baal_hf.inputs import InputCollator, input_names, model_columns
 from baal_hf.outputs import found_logits, problem_type, token_mask
 from baal_hf.posterior.base import unwrapped
 from baal_hf.semisupervised.base import SemiSupervisedMethod
-from baal_hf.semisupervised.batches import EndlessBatches
 from baal_hf.semisupervised.mean_teacher import MeanTeacher
 from baal_hf.semisupervised.methods import semi_supervised_method
 from baal_hf.semisupervised.ramp_up import ramp_up
+from baal_hf.semisupervised.unlabelled import check_unlabelled_part, unlabelled_batches, unlabelled_rows
 from baal_hf.trainer import BaalTransformersTrainer
 
 
@@ -35,6 +33,10 @@ class SemiSupervisedTrainer(BaalTransformersTrainer):
     the gradient of the unlabelled part. Epochs and steps are counted in labelled batches, and
     evaluation and prediction know nothing of all this. A class is learned for each row, or for each token that is no
     padding.
+
+    Of a model whose `forward` takes any keywords, Trainer expects a loss that is divided by `num_items_in_batch`. Where
+    it is a plain mean, as that of `BertForSequenceClassification`, Trainer in effect multiplies it by the number of
+    processes and of accumulated batches, and λ counts for less: set `model.accepts_loss_kwargs = False` first.
 
     Labels of the unlabelled rows do not reach the data collator and, where rows are dictionaries or a
     `datasets.Dataset`, are not read. Their order is a function of the seed and of the step, so that a run that goes on
@@ -77,18 +79,12 @@ class SemiSupervisedTrainer(BaalTransformersTrainer):
         ramp_up_steps: int = 0,
         **kwargs: Any,
     ) -> None:
-        if not 0 < ratio < 1:
-            raise ValueError(f"SemiSupervisedTrainer needs a ratio, the share of unlabelled rows, in (0, 1): {ratio}.")
-        if not (unlabelled_weight >= 0 and math.isfinite(unlabelled_weight)):
-            raise ValueError(f"SemiSupervisedTrainer needs unlabelled_weight >= 0, got {unlabelled_weight}.")
-        if ramp_up_steps < 0:
-            raise ValueError(f"SemiSupervisedTrainer needs ramp_up_steps >= 0, got {ramp_up_steps}.")
+        check_unlabelled_part(type(self).__name__, unlabelled_dataset, unlabelled_weight, ratio, ramp_up_steps)
         self.method = semi_supervised_method(method)
         self.unlabelled_dataset = unlabelled_dataset
         self.unlabelled_weight = unlabelled_weight
         self.ratio = ratio
         self.ramp_up_steps = ramp_up_steps
-        _unlabelled_rows(unlabelled_dataset)  # refuses what has none
         self._unlabelled_batches: Iterator[Any] | None = None
         self._unlabelled_losses: list[float] = []  # since the last log
         self._checkpoint: Path | None = None
@@ -173,25 +169,21 @@ class SemiSupervisedTrainer(BaalTransformersTrainer):
         model = unwrapped(self.model)
         inputs = input_names(model) if self.args.remove_unused_columns else None
         collator = InputCollator(self.data_collator, {"label", "labels", "label_ids", *self.label_names}, inputs)
-        rows = model_columns(_unlabelled_rows(self.unlabelled_dataset), collator, type(model).__name__)
+        rows = model_columns(
+            unlabelled_rows(type(self).__name__, self.unlabelled_dataset), collator, type(model).__name__
+        )
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
         labelled = self.state.train_batch_size or self.args.train_batch_size
-        batches = EndlessBatches(
-            len(rows),
-            max(1, round(labelled * self.ratio / (1 - self.ratio))),
+        return unlabelled_batches(
+            rows,
+            labelled,
+            self.ratio,
             seed,
             first,
-            self.accelerator.num_processes,
-            self.accelerator.process_index,
-        )
-        return DataLoader(
-            rows,
-            batch_sampler=batches,
-            collate_fn=collator,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory,
-            # Its own: the global one is what dropout is drawn from.
-            generator=torch.Generator().manual_seed(seed),
+            self.accelerator,
+            collator,
+            self.args.dataloader_num_workers,
+            self.args.dataloader_pin_memory,
         )
 
     def _next_unlabelled(self) -> Any:
@@ -244,23 +236,6 @@ class _Following(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.trainer._end()
-
-
-def _unlabelled_rows(dataset: Any) -> Any:
-    """The rows to learn from without labels.
-
-    Raises:
-        ValueError: There are none.
-        TypeError: Nobody knows how many there are.
-    """
-    rows = dataset.pool if isinstance(dataset, ActiveLearningDataset) else dataset
-    if not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
-        raise TypeError(
-            f"SemiSupervisedTrainer reads unlabelled rows in any order, which {type(rows).__name__} has not."
-        )
-    if len(rows) == 0:
-        raise ValueError("SemiSupervisedTrainer needs unlabelled rows, there are none: take BaalTransformersTrainer.")
-    return rows
 
 
 def _batches_done(steps: int, accumulated: int, labelled_batches: Any) -> int:

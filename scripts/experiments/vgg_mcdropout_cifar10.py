@@ -228,13 +228,16 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="By default 0.")
     parser.add_argument("--labels", type=int, default=5_000, help="Labels at the end; by default 5,000.")
     parser.add_argument("--image_size", type=int, default=32, help="Pixels that images are resized to; by default 32.")
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/vgg_mcdropout_cifar10"))
+    parser.add_argument(
+        "--output_dir", type=Path, help="By default outputs/vgg_mcdropout_cifar10 or outputs/..._quick."
+    )
     parser.add_argument("--quick", action="store_true", help="A narrow network, 60 labels, BALD only.")
     args = parser.parse_args(argv)
     if args.image_size < 32:
         parser.error(f"--image_size needs at least 32 pixels, which VGG-16 halves five times, got {args.image_size}")
     args.heuristics = list(dict.fromkeys(args.heuristics or (["bald"] if args.quick else ["bald", "random"])))
     args.seeds = sorted(set(args.seeds))
+    args.output_dir = args.output_dir or Path("outputs/vgg_mcdropout_cifar10" + "_quick" * args.quick)
     return args
 
 

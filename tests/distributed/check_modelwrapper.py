@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
@@ -28,6 +28,46 @@ def wrapper() -> ModelWrapper:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 3))
     return ModelWrapper(model, nn.CrossEntropyLoss())
+
+
+class Parts(nn.Module):
+    """A network with batch norm, a frozen layer, and one that is not used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm, self.dropout = nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Dropout(0.5)
+        self.last, self.unused = nn.Linear(16, 3), nn.Linear(2, 2)
+        self.first.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.dropout(self.norm(self.first(x)).relu()))
+
+
+def check_parts(processes: int) -> None:
+    """Layers that are frozen and thawed, unused or batch norm do not make the processes differ; NaN stops all."""
+    model, dataset = ModelWrapper(Parts(), nn.CrossEntropyLoss()), rows(64)
+    optimizer = torch.optim.SGD(model.model.parameters(), 1e-1)
+    for trained in (False, True, False):
+        model.model.first.requires_grad_(trained)
+        model.train_on_dataset(dataset, optimizer, 8, 2, **OPTIONS)
+        state = [value.double().sum().item() for value in model.state_dict().values()]
+        assert gather_object([state]) == [state] * processes, "each process has weights or statistics of its own"
+    same = TensorDataset(torch.ones(4, 8), torch.zeros(4, dtype=torch.long))
+    probs = model.predict_on_dataset(same, 1, 2, **OPTIONS, verbose=False)
+    np.testing.assert_allclose(probs, probs[:1].repeat(4, 0), atol=1e-6)
+    for weight in model.model.parameters():
+        weight.requires_grad_(False)
+    model.test_on_dataset(dataset, 8, **OPTIONS)
+    inputs, target = dataset.tensors
+    broken = TensorDataset(torch.where(torch.arange(64)[:, None] == 5, torch.nan, inputs), target)
+    model.model.requires_grad_(True)
+    try:
+        model.train_on_dataset(broken, optimizer, 8, **OPTIONS)
+    except ValueError as error:
+        assert "of epoch 1: the loss is" in str(error)
+    else:
+        raise AssertionError("a loss that is NaN passed")
 
 
 def main() -> None:
@@ -51,6 +91,8 @@ def main() -> None:
     weights = [value.sum().item() for value in model.model.parameters()]
     assert gather_object([weights]) == [weights] * int(sys.argv[1]), "each process has weights of its own"
     assert gather_object([losses]) == [losses] * int(sys.argv[1])
+
+    check_parts(int(sys.argv[1]))
 
     active = ActiveLearningDataset(dataset)
     active.label_randomly(4)

@@ -165,7 +165,7 @@ def test_settings_are_the_issues(script: ModuleType) -> None:
     """20 first labels, 10 a step, 5,000 rows of the pool, 20 draws, PowerBALD at temperature 1/8."""
     settings = script.Settings()
     assert (settings.initial, settings.query_size, settings.pool_sample, settings.draws) == (20, 10, 5_000, 20)
-    assert settings.sizes[0] == 20 and settings.sizes[-1] == 300 and len(settings.sizes) == 29
+    assert settings.sizes[0] == 20 and settings.sizes[-1] == 250 and len(settings.sizes) == 24
     assert script.HEURISTICS["powerbald"](0).temperature == 1 / 8
 
 

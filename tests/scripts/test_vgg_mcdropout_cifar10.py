@@ -171,6 +171,13 @@ def test_mirrored_in_training_only(script: ModuleType) -> None:
         assert torch.equal(dataset.pool[i][0], script.normalised(pixels[row_id]))
 
 
+def test_folder_says_what_was_run(script: ModuleType) -> None:
+    """A quick run has a folder of its own by default, so that the whole one is not refused after it."""
+    folders = [script.parsed(more).output_dir for more in ([], ["--quick"])]
+    assert [path.name for path in folders] == ["vgg_mcdropout_cifar10", "vgg_mcdropout_cifar10_quick"]
+    assert script.parsed(["--quick", "--output_dir", "here"]).output_dir == Path("here")
+
+
 # Bad input
 
 

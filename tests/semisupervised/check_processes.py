@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from datasets import Dataset
+from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, TrainingArguments, set_seed
 
-from baal_hf.semisupervised import MeanTeacher, PiModel, PseudoLabels
-from baal_hf.semisupervised.trainer import SemiSupervisedTrainer
+from baal_hf import SemiSupervisedModelWrapper, SemiSupervisedTrainer
+from baal_hf.semisupervised import MeanTeacher, PiModel, PseudoLabels, SemiSupervisedMethod
 
 METHODS = {
     "pi_model": (lambda: PiModel(augment=shortened), 100.0),
@@ -34,44 +35,74 @@ def rows(size: int, seed: int) -> list[dict]:
     return [{"input_ids": row.tolist(), "label": int(row[0]) % 2} for row in ids]
 
 
+def bert() -> nn.Module:
+    """A model without noise."""
+    rates = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    model = BertForSequenceClassification(BertConfig(vocab_size=40, **sizes, **rates)).double()
+    model.accepts_loss_kwargs = False  # its loss is a mean over its batch, whatever its signature tells Trainer
+    return model
+
+
+def by_trainer(model: nn.Module, method: SemiSupervisedMethod, weight: float, processes: int) -> None:
+    """Seven steps of two batches each."""
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            folder,
+            use_cpu=True,
+            max_steps=7,
+            per_device_train_batch_size=4 // processes,
+            gradient_accumulation_steps=2,
+            optim="sgd",
+            learning_rate=0.1,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+        )
+        trainer = SemiSupervisedTrainer(
+            model,
+            arguments,
+            train_dataset=Dataset.from_list(16 * rows(1, 0)),  # their order is Trainer's, another on two processes
+            unlabelled_dataset=rows(30, 1),
+            method=method,
+            unlabelled_weight=weight,
+        )
+        assert trainer.accelerator.num_processes == processes
+        trainer.train()
+
+
+def by_modelwrapper(model: nn.Module, method: SemiSupervisedMethod, weight: float, processes: int) -> list[float]:
+    """Two epochs of four steps; what was told of the last."""
+    labelled, unlabelled = (Dataset.from_list(some).with_format("torch") for some in (16 * rows(1, 0), rows(30, 1)))
+    wrapper = SemiSupervisedModelWrapper(
+        model, nn.CrossEntropyLoss(), unlabelled_dataset=unlabelled, method=method, unlabelled_weight=weight
+    )
+    assert wrapper.accelerator(None).num_processes == processes
+    wrapper.train_on_dataset(labelled, torch.optim.SGD(model.parameters(), 0.1), 4 // processes, 2, workers=0)
+    return [*wrapper.get_metrics("train").values()]
+
+
+def results(processes: int) -> dict[str, Tensor]:
+    """Weights, and what was told, of each way to train."""
+    found = {}
+    for train in (by_trainer, by_modelwrapper):
+        for name, (method, weight) in METHODS.items():
+            set_seed(0)
+            _parity[0] = 0
+            model = bert()
+            told = train(model, method(), weight, processes) or []
+            weights = [parameter.detach().flatten() for parameter in model.parameters()]
+            found[f"{train.__name__}, {name}"] = torch.cat([*weights, torch.tensor(told)])
+    return found
+
+
 def main() -> None:
-    """Train with each method; write the weights to the file, or compare with those in it."""
+    """Write results to the file, or compare with those in it."""
     processes, file = int(sys.argv[1]), Path(sys.argv[2])
     torch.set_num_threads(1)
-    found = {}
-    for name, (method, weight) in METHODS.items():
-        set_seed(0)
-        rates = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-        model = BertForSequenceClassification(BertConfig(vocab_size=40, **sizes, **rates)).double()
-        _parity[0] = 0
-        with tempfile.TemporaryDirectory() as folder:
-            arguments = TrainingArguments(
-                folder,
-                use_cpu=True,
-                average_tokens_across_devices=False,  # Trainer scales by processes that it does not count here
-                max_steps=7,
-                per_device_train_batch_size=4 // processes,
-                gradient_accumulation_steps=2,
-                optim="sgd",
-                learning_rate=0.1,
-                save_strategy="no",
-                logging_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-                dataloader_pin_memory=False,
-            )
-            trainer = SemiSupervisedTrainer(
-                model,
-                arguments,
-                train_dataset=Dataset.from_list(16 * rows(1, 0)),  # their order is Trainer's, another on two processes
-                unlabelled_dataset=rows(30, 1),
-                method=method(),
-                unlabelled_weight=weight,
-            )
-            assert trainer.accelerator.num_processes == processes
-            trainer.train()
-        found[name] = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    found = results(processes)
     if processes == 1:
         torch.save(found, file)
         return

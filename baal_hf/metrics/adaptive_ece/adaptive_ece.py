@@ -29,10 +29,12 @@ Examples:
 class AdaptiveECE(evaluate.Metric):  # type: ignore[misc]  # evaluate ships no types
     """ACE = 1/C Σ_c Σ_r n_rc/N |freq(r,c) - conf(r,c)|    (Nixon et al., 2019, arXiv:1904.01685).
 
-    The N probabilities of class c, sorted, are cut into R ranges of as equal a number n_rc as can be, which makes
-    n_rc/N the paper's 1/R where R divides N; equal probabilities stay in one range, so that the order of the rows does
-    not matter. freq(r,c) is the share of a range's rows whose true class is c, and conf(r,c) the mean of p(c|x). All
-    classes count, as in the paper; AdaECE of Mukhoti et al. (2020, arXiv:2002.09437) looks at the predicted one alone.
+    The N probabilities of class c, sorted, are cut into R ranges of as equal a number n_rc as can be: range ⌊k R/N⌋ has
+    the one that k others are smaller than. That makes n_rc/N the paper's 1/R where R divides N; where it does not,
+    others cut elsewhere (`numpy.array_split` makes the first ranges the longer ones), and differ by a little. Equal
+    probabilities stay in one range, so that the order of the rows does not matter. freq(r,c) is the share of a range's
+    rows whose true class is c, and conf(r,c) the mean of p(c|x). All classes count, as in the paper; AdaECE of Mukhoti
+    et al. (2020, arXiv:2002.09437) looks at the predicted one alone.
     """
 
     def _info(self) -> evaluate.MetricInfo:

@@ -1,0 +1,65 @@
+"""What a test tells a metric of a batch, as the metric asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from datasets import Features, Value
+from torch import Tensor
+
+
+def update(metric: Any, outputs: Any, probabilities: Any, target: Any, link: str | None) -> None:
+    """Add a batch to a metric.
+
+    A module of `evaluate` is given what its features ask for: a number for each prediction is its class, or the value
+    of a regression; a list of whole numbers says which classes it has, above one half; a list of others is its
+    probabilities. Axes behind the classes are rows and, where a number is asked for, so are classes that do not exclude
+    each other. Any other metric is one of torchmetrics, and is given the outputs.
+
+    Args:
+        metric: Of `evaluate`, or with `update(outputs, target)`.
+        outputs: Of the model, [B, C, *S].
+        probabilities: Of the outputs, [B, C, *S].
+        target: [B, *S], or as `outputs`.
+        link: Name of what made the probabilities.
+
+    Raises:
+        ValueError: A module of `evaluate` and a model with several outputs.
+    """
+    if not hasattr(metric, "add_batch"):
+        metric.update(outputs, target)
+        return
+    if not isinstance(probabilities, Tensor) or not isinstance(target, Tensor):
+        raise ValueError(f"The metric {metric.name} needs one output and one target, the model has several.")
+    predictions, references = _features(metric)
+    takes_probabilities = not isinstance(predictions, Value) and "int" not in predictions.feature.dtype
+    values = probabilities if link == "none" or takes_probabilities else _classes(probabilities, link)
+    metric.add_batch(predictions=_shaped(values, predictions), references=_shaped(target, references))
+
+
+def result(metric: Any, name: str) -> Any:
+    """The value of a metric: of several that a module of `evaluate` returns that of its name, if it has it."""
+    value = metric.compute()
+    if isinstance(value, Mapping):
+        value = next(iter(value.values())) if len(value) == 1 else value.get(name, value)
+    return value.item() if isinstance(value, Tensor | np.generic) and value.ndim == 0 else value
+
+
+def _features(metric: Any) -> tuple[Any, Any]:
+    """What a module of `evaluate` takes as predictions and as references."""
+    features = metric.features if isinstance(metric.features, Features) else metric.features[0]
+    return features["predictions"], features["references"]
+
+
+def _classes(probabilities: Tensor, link: str | None) -> Tensor:
+    """The class of each row [B, *S], or which classes it has, [B, C, *S]."""
+    return (probabilities > 0.5).long() if link == "sigmoid" else probabilities.argmax(1)
+
+
+def _shaped(values: Tensor, feature: Any) -> np.ndarray:
+    """[n] where the metric takes a number for each row; otherwise [n, C], rows being all axes but that of classes."""
+    if isinstance(feature, Value):
+        return values.flatten().cpu().numpy()
+    return values.movedim(1, -1).flatten(0, -2).cpu().numpy()
