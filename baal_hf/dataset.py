@@ -142,7 +142,7 @@ class ActiveLearningDataset(Dataset[Any]):
 
     @property
     def labelled_map(self) -> np.ndarray:
-        """Step at which each row was labelled, 0 where it is not: int64 [M], read-only; copy it to keep it."""
+        """Step at which each row was labelled, 0 where it is not: int32 [M], read-only; copy it to keep it."""
         return _read_only(self._state.steps.view())
 
     @property
@@ -327,6 +327,7 @@ class ActiveLearningDataset(Dataset[Any]):
 
         Raises:
             ValueError: No row has this id.
+            OSError: The ledger's file cannot be read.
         """
         return self._state.history(self._row_id(row_id))
 
@@ -335,8 +336,10 @@ class ActiveLearningDataset(Dataset[Any]):
 
         Raises:
             ValueError: No row has this id.
+            OSError: The ledger's file cannot be read.
         """
-        return list(self._state.row(self._row_id(row_id)).votes)
+        (row,) = self._state.rows([self._row_id(row_id)])
+        return list(row.votes)
 
     def add_classes(self, names: Sequence[str]) -> None:
         """Have more classes, behind those that labels have; a model needs as many more outputs.
@@ -380,7 +383,7 @@ class ActiveLearningDataset(Dataset[Any]):
 
     def labelled_after(self, events: int) -> Any:
         """`.labelled` as it was after the first `events` events of the ledger."""
-        state = self._replayed(self.ledger.since(0)[:events])
+        state = self._replayed(self.ledger, events)
         return self._rows_with(state.classes).labelled(self._active_ids(state), state.labels)
 
     def _active_ids(self, state: LabelState) -> np.ndarray:
@@ -401,7 +404,8 @@ class ActiveLearningDataset(Dataset[Any]):
         """
         row_ids = np.flatnonzero(self._state.steps)
         labelled = self._rows.labelled(row_ids, self._state.labels)
-        return exported(labelled, self._rows.label_column, [self.votes(row_id) for row_id in row_ids.tolist()])
+        votes = [list(row.votes) for row in self._state.rows(row_ids.tolist())]
+        return exported(labelled, self._rows.label_column, votes)
 
     def to_parquet(self, path: str | Path) -> None:
         """Write `to_dataset` to a Parquet file."""
@@ -480,7 +484,7 @@ class ActiveLearningDataset(Dataset[Any]):
             raise ValueError(f"This is no state of an ActiveLearningDataset: {error!r}.") from error
         if rows != len(self._rows):
             raise ValueError(f"This state belongs to a dataset of {rows} rows, this one has {len(self._rows)}.")
-        self._replayed(ledger.since(0))  # refuses what does not fit
+        self._replayed(ledger)  # refuses what does not fit
         if self.ledger.path is None:
             self.ledger = ledger
         else:
@@ -490,16 +494,15 @@ class ActiveLearningDataset(Dataset[Any]):
 
     def _replay(self) -> None:
         """Derive everything from the ledger."""
-        self._show(self._replayed(self.ledger.since(0)))
+        self._show(self._replayed(self.ledger))
 
-    def _replayed(self, events: Sequence[LabelEvent]) -> LabelState:
-        """The state that events lead to.
+    def _replayed(self, ledger: LabelLedger, events: int | None = None) -> LabelState:
+        """The state that so many events of the ledger, or all, lead to.
 
         Raises:
             ValueError: They add classes that are there.
         """
-        state = LabelState(len(self._original_rows), self._consensus)
-        state.apply(events)
+        state = LabelState(ledger, len(self._original_rows), self._consensus, events)
         self._rows_with(state.classes)
         return state
 
@@ -517,9 +520,9 @@ class ActiveLearningDataset(Dataset[Any]):
                 new = self.ledger.since(self._state.seen)
                 state = self._state.after(new) if new else self._state  # what is shown stays if something is refused
                 recorded = self.ledger.append(events(state))
-                state.check_consensus(recorded)
+                change = state.change(recorded)  # where the consensus rule raises, nothing is recorded
             if recorded:
-                state.apply(recorded)
+                state.take(change)
             if new or recorded:
                 self._show(state)
         return recorded

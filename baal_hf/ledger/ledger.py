@@ -14,6 +14,8 @@ from baal_hf.ledger.events import LabelEvent
 from baal_hf.ledger.memory import MemoryLog
 from baal_hf.ledger.sqlite import SqliteLog
 
+_TOGETHER = 1000  # events read at a time
+
 
 class EventLog(Protocol):
     """Where events are kept, oldest first. It can only be appended to."""
@@ -25,8 +27,14 @@ class EventLog(Protocol):
     def __len__(self) -> int:
         """Number of events."""
 
-    def since(self, count: int) -> list[LabelEvent]:
-        """All events but the first `count`."""
+    def since(self, count: int, until: int | None = None) -> list[LabelEvent]:
+        """All events but the first `count`; of the first `until`, where that is given."""
+
+    def row_ids(self, until: int) -> list[int]:
+        """Rows that the first `until` events are about, in order."""
+
+    def histories(self, row_ids: Iterable[int | None], until: int) -> dict[int | None, list[LabelEvent]]:
+        """What the first `until` events say of each of these rows, oldest first; None asks for those of no row."""
 
     def append(self, events: Sequence[LabelEvent]) -> list[LabelEvent]:
         """Keep these, and return them as they will be read."""
@@ -110,6 +118,24 @@ class LabelLedger:
     def since(self, count: int) -> list[LabelEvent]:
         """All events but the first `count`, oldest first."""
         return self._log.since(count)
+
+    def backwards(self, count: int) -> Iterator[LabelEvent]:
+        """The first `count` events, the newest of them first; few are in memory at a time."""
+        for end in range(count, 0, -_TOGETHER):
+            yield from reversed(self._log.since(max(0, end - _TOGETHER), end))
+
+    def row_ids(self, count: int) -> list[int]:
+        """Rows that the first `count` events are about, in order."""
+        return self._log.row_ids(count)
+
+    def histories(self, row_ids: Iterable[int | None], count: int) -> dict[int | None, list[LabelEvent]]:
+        """Those of the first `count` events that are about each of these rows, oldest first.
+
+        Args:
+            row_ids: Rows, also such that no event is about; None has the events that are about no row.
+            count: Number of events to look at.
+        """
+        return self._log.histories(row_ids, count)
 
     def __iter__(self) -> Iterator[LabelEvent]:
         return iter(self.since(0))

@@ -7,7 +7,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import cache
@@ -42,8 +42,10 @@ MIGRATIONS: list[list[str]] = [
         """CREATE TRIGGER bound_once BEFORE INSERT ON dataset WHEN EXISTS (SELECT 1 FROM dataset)
             BEGIN SELECT RAISE(ABORT, 'it never belongs to another'); END""",
     ],
+    ["CREATE INDEX events_of_row ON events (row_id)"],
 ]
 
+_ALL = 2**63 - 1  # events, the most that SQLite can count
 _COLUMNS = [field.name for field in fields(LabelEvent)]
 _LABEL = _COLUMNS.index("label")
 _VALUES = attrgetter(*_COLUMNS)
@@ -76,12 +78,28 @@ class SqliteLog:
         with self._explained():
             return int(self._opened().execute("SELECT coalesce(max(id), 0) FROM events").fetchone()[0])
 
-    def since(self, count: int) -> list[LabelEvent]:
-        query = f"SELECT {', '.join(_COLUMNS)} FROM events WHERE id > ? ORDER BY id"
+    def since(self, count: int, until: int | None = None) -> list[LabelEvent]:
+        return self._read("FROM events WHERE id > ? AND id <= ? ORDER BY id", count, _ALL if until is None else until)
+
+    def row_ids(self, until: int) -> list[int]:
+        query = "SELECT DISTINCT row_id FROM events WHERE row_id IS NOT NULL AND id <= ? ORDER BY row_id"
+        with self._explained():
+            return [row_id for (row_id,) in self._opened().execute(query, (until,))]
+
+    def histories(self, row_ids: Iterable[int | None], until: int) -> dict[int | None, list[LabelEvent]]:
+        histories: dict[int | None, list[LabelEvent]] = {row_id: [] for row_id in row_ids}
+        # A cross join looks the rows up one after the other; IS finds the events of no row, too.
+        tables = "FROM json_each(?) AS asked CROSS JOIN events ON events.row_id IS asked.value"
+        for event in self._read(f"{tables} WHERE events.id <= ? ORDER BY events.id", json.dumps([*histories]), until):
+            histories[event.row_id].append(event)
+        return histories
+
+    def _read(self, tables: str, *values: Any) -> list[LabelEvent]:
+        query = f"SELECT {', '.join(f'events.{name}' for name in _COLUMNS)} {tables}"
         known: dict[Any, Any] = {}
         labels: dict[str, Any] = {}
         with self._explained():
-            return [_event(row, known, labels) for row in self._opened().execute(query, (count,))]
+            return [_event(row, known, labels) for row in self._opened().execute(query, values)]
 
     def append(self, events: Sequence[LabelEvent]) -> list[LabelEvent]:
         labels = [_as_json(event.label) for event in events]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,13 +31,13 @@ class RowState:
     skipped_by: frozenset[str | None] = _NOBODY
 
 
-def row_state(events: Iterable[LabelEvent], undone: Container[int | None] = ()) -> RowState:
+def row_state(events: Sequence[LabelEvent]) -> RowState:
     """The state of a row after its events.
 
     Args:
-        events: Of this row, oldest first.
-        undone: Numbers of the operations that were taken back.
+        events: All of this row, oldest first.
     """
+    undone = {event.undoes for event in events if event.action == "undo"}
     votes: dict[str | None, LabelEvent] = {}
     steps: dict[str | None, int] = {}
     skipped_by: set[str | None] = set()

@@ -34,7 +34,7 @@ class ArrowRows:
         label_column: As above.
 
     Raises:
-        ValueError: The dataset has a column called `__row_id__`, or `specifics` names something else.
+        ValueError: The dataset has a column called `__row_id__` or 2³¹ rows, or `specifics` names something else.
     """
 
     def __init__(
@@ -42,10 +42,14 @@ class ArrowRows:
     ) -> None:
         if ROW_ID in dataset.column_names:
             raise ValueError(f"ActiveLearningDataset needs the column name {ROW_ID!r} for itself: rename that column.")
+        if len(dataset.data) >= 2**31:  # positions are kept in 32 bits, half the memory
+            raise ValueError(f"ActiveLearningDataset needs a table of less than 2**31 rows, got {len(dataset.data)}.")
         if set(specifics) - {"transform"}:
             raise ValueError(f"The pool of a datasets.Dataset can have its own transform only, got {list(specifics)}.")
         positions = table_positions(dataset)
-        if np.bincount(positions, minlength=1).max() > 1:
+        is_used = np.zeros(len(dataset.data), dtype=bool)
+        is_used[positions] = True
+        if is_used.sum() < len(positions):  # some row is there twice
             dataset = dataset.with_format(None).flatten_indices().with_format(**dataset.format)
             positions = table_positions(dataset)
         self._original = dataset
@@ -55,8 +59,8 @@ class ArrowRows:
         self._positions = positions  # [M], row of the table that each row id is
         self._row_ids = positions  # [rows of the table], the other way; -1 is not in the dataset
         if dataset._indices is not None:
-            self._row_ids = np.full(len(dataset.data), -1)
-            self._row_ids[positions] = np.arange(len(dataset))
+            self._row_ids = np.full(len(dataset.data), -1, dtype=np.int32)
+            self._row_ids[positions] = np.arange(len(dataset), dtype=np.int32)
         self._table = _joined(self._inputs.data, ROW_ID, pa.array(self._row_ids))
         self._pool_format = dict(specifics)
         is_whole = dataset.format["type"] is None and dataset.format["columns"] == dataset.column_names
@@ -84,7 +88,7 @@ class ArrowRows:
         """In half the time that `datasets` takes, where there is nothing to decode, and so no choice of how."""
         if not self._is_plain:
             return None
-        row = self._table.fast_slice(self._positions[row_id], 1).to_pydict()
+        row = self._table.fast_slice(int(self._positions[row_id]), 1).to_pydict()
         return {name: values[0] for name, values in row.items()} | {self.label_column: deepcopy(label)}
 
     def pool(self, row_ids: np.ndarray) -> datasets.Dataset:
@@ -95,9 +99,8 @@ class ArrowRows:
         if self._feature is None:  # then nothing can be labelled
             return self._view(self._table, {}, row_ids)
         values = self.labels(row_ids, labels)
-        place = np.full(len(self) + 1, -1, dtype=np.int32)
-        place[row_ids] = np.arange(len(row_ids))
-        place = place[self._row_ids]  # [rows of the table], place in `values`
+        place = np.full(len(self._table), -1, dtype=np.int32)  # [rows of the table], place in `values`
+        place[self._positions[row_ids]] = np.arange(len(row_ids))
         column = pa.array(values, type=self._type).take(pa.array(place, mask=place < 0))
         return self._view(
             _joined(self._table, self.label_column, column), {self.label_column: self._feature}, row_ids, values
@@ -154,24 +157,32 @@ class ArrowRows:
 
         What `select` does, which at two million rows takes half a second to look at each row in Python.
         """
-        added: dict[str, Any] = {ROW_ID: datasets.Value("int64"), **features}
+        added: dict[str, Any] = {ROW_ID: datasets.Value("int32"), **features}
         info = self._inputs.info.copy()
         info.features = Features({**self._inputs.features, **added})
         is_table = self._positions is self._row_ids  # then a row id is a position, and no array of them is made
         positions = row_ids if is_table else self._positions[row_ids]  # [N]
-        if len(positions) and (np.diff(positions) == 1).all():  # a slice without rows cannot be pickled
+        if _are_consecutive(positions):
             table, indices = table.slice(positions[0], len(positions)), None
         else:
             shared = pa.array(np.ascontiguousarray(positions, dtype=np.int64).view(np.uint64))
             indices = InMemoryTable.from_arrays([shared], names=["indices"])
         # The fingerprint, which has no public name either, names the contents: `map` finds in its cache what it made.
-        fingerprint = Hasher.hash([self._inputs._fingerprint, row_ids, labels])
+        chosen = blake2b(np.ascontiguousarray(row_ids).data).digest()  # the hasher would write all of them out
+        fingerprint = Hasher.hash([self._inputs._fingerprint, chosen, labels])
         view = datasets.Dataset(
             table, info=info, split=self._inputs.split, indices_table=indices, fingerprint=fingerprint
         )
         form = self._inputs.format
         shown = None if form["columns"] == self._inputs.column_names else [*form["columns"], *added]
         return view.with_format(**{**form, "columns": shown})
+
+
+def _are_consecutive(positions: np.ndarray) -> bool:
+    """Whether they are a slice, and not one without rows, which cannot be pickled. Most are told by their ends."""
+    if not len(positions) or positions[-1] - positions[0] != len(positions) - 1:
+        return False
+    return bool((positions[:-1] < positions[1:]).all())
 
 
 def _is_plain(feature: Any) -> bool:
@@ -199,10 +210,10 @@ def _with_more(feature: Any, names: Sequence[str]) -> Any:
 
 
 def table_positions(dataset: datasets.Dataset) -> np.ndarray:
-    """Row of the dataset's table that each of its rows is, int64 [N]; `datasets` has no public name for it."""
+    """Row of the dataset's table that each of its rows is, int32 [N]; `datasets` has no public name for it."""
     if dataset._indices is None:
-        return np.arange(len(dataset))
-    return dataset._indices.column(0).to_numpy().astype(np.int64)  # type: ignore[no-any-return]
+        return np.arange(len(dataset), dtype=np.int32)
+    return dataset._indices.column(0).to_numpy().astype(np.int32)  # type: ignore[no-any-return]
 
 
 def _joined(table: Table, name: str, column: pa.Array) -> Table:

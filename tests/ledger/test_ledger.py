@@ -71,6 +71,29 @@ def test_events_stay_as_and_where_they_are(make, given) -> None:
         assert ledger.since(count) == list(ledger)[count:]
 
 
+@examples
+@given(given=events, until=st.integers(0, 6))
+def test_events_are_found(make, given, until) -> None:
+    """The first so many events are found by their rows, by no row, and from the last to the first."""
+    ledger = make()
+    kept = ledger.append(given)[:until]
+    rows = [event.row_id for event in kept if event.row_id is not None]
+    assert ledger.row_ids(until) == sorted(set(rows))
+    asked = [*rows, 2**62, None]
+    assert ledger.histories(iter(asked), until) == {
+        row_id: [event for event in kept if event.row_id == row_id] for row_id in asked
+    }
+    assert list(ledger.backwards(len(kept))) == kept[::-1]
+
+
+def test_many_events_are_found(make) -> None:
+    """However many events there are, all of them are read backwards, and all rows can be asked for at once."""
+    ledger = make()
+    kept = ledger.append([one(row_id % 2500) for row_id in range(5001)])
+    assert list(ledger.backwards(4999)) == kept[:4999][::-1]
+    assert ledger.histories(range(2500), 5001) == {row_id: kept[row_id::2500] for row_id in range(2500)}
+
+
 def test_append_is_all_or_nothing(make) -> None:
     """If reading the events fails half way, none is recorded, and the next operation has the next number."""
 
@@ -102,12 +125,14 @@ def test_writing_is_all_or_nothing(make, error) -> None:
     with pytest.raises(error), ledger.writing():
         ledger.append([one(2)])
         assert len(ledger) == 2
+        assert ledger.row_ids(2) == [1, 2]
         ledger.append([one(3)])
         raise error
     assert [event.row_id for event in ledger] == [1]
     with ledger.writing():
         assert [event.operation for event in (*ledger.append([one(4), one(5)]), *ledger.append([one(6)]))] == [2, 2, 3]
-    assert [event.row_id for event in ledger] == [1, 4, 5, 6]
+    assert [event.row_id for event in ledger] == [1, 4, 5, 6] == ledger.row_ids(4)
+    assert [len(events) for events in ledger.histories(range(1, 7), 4).values()] == [1, 0, 0, 1, 1, 1]
 
 
 def test_writing_can_be_nested(make) -> None:

@@ -223,6 +223,34 @@ def test_migrations_go_forward(tmp_path, monkeypatch) -> None:
         LabelLedger(path)
 
 
+@pytest.mark.parametrize("version", range(1, len(log.MIGRATIONS)))
+def test_every_older_version_can_be_read(tmp_path, monkeypatch, version) -> None:
+    """A ledger that an older version has written is read and written as one of this."""
+    path = tmp_path / "labels.db"
+    with monkeypatch.context() as older:
+        older.setattr(log, "MIGRATIONS", log.MIGRATIONS[:version])
+        before = LabelLedger(path).append([event(1), event(2, "ü")])
+    ledger = LabelLedger(path)
+    after = ledger.append([event(1, 3)])
+    assert list(ledger) == [*before, *after]
+    assert ledger.histories([1], 3) == {1: [before[0], *after]}
+
+
+def test_rows_are_found_without_reading_all(tmp_path) -> None:
+    """Reading the history of a row looks at its events only, whatever the ledger holds."""
+    ledger = LabelLedger(tmp_path / "labels.db")
+    ledger.append([event(row_id) for row_id in range(10_000)])
+    steps = 0
+
+    def count() -> None:
+        nonlocal steps
+        steps += 1
+
+    connection_of(ledger).set_progress_handler(count, 1)
+    ledger.histories([77, None], 10_000)
+    assert 0 < steps < 1000
+
+
 def test_a_migration_that_fails_changes_nothing(tmp_path, monkeypatch) -> None:
     """If a step of a migration fails, the file is one of the older version as it was."""
     path = tmp_path / "labels.db"
