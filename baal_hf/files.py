@@ -25,8 +25,8 @@ class FileDataset(Dataset[Any]):
     being None. Nothing is read before it is asked for.
 
     Transforms may be random and use the global generators of Python, NumPy and torch (its CPU's), as most libraries of
-    transforms do. These are seeded for the row, alike for `transform` and `target_transform`, so that an image and its
-    mask are cropped alike, and are as before afterwards. Threads that draw from them meanwhile would see this: load
+    transforms do. These are seeded at each reading, alike for `transform` and `target_transform`, so that an image and
+    its mask are cropped alike, and are as before afterwards. Threads that draw from them meanwhile would see this: load
     rows in processes, as a DataLoader does.
 
     Args:
@@ -34,10 +34,11 @@ class FileDataset(Dataset[Any]):
         lbls: Label of each file, None for one that has none; None means that no file has one.
         transform: Image -> what the model takes. None shows the image as it is loaded.
         target_transform: Label -> what the criterion takes; not called for labels that are None.
-        image_load_fn: Path -> image; by default Pillow's, upright and as RGB.
-        seed: With a number a row's randomness is the same whenever it is read: predictions repeat, and so do
-            augmentations in each epoch, unless one sets `seed` to another number before it. None draws another
-            randomness at each reading, which cannot be repeated.
+        image_load_fn: Path -> image; by default `rgb_image`: Pillow's, upright and as RGB of 8 bits.
+        seed: None, as in Baal, draws another randomness at each reading, whatever the global seeds are: augmentations
+            differ in each epoch, and cannot be repeated. With a number a row's randomness is the same whenever it is
+            read: predictions through a random transform repeat, and so do augmentations in each epoch, unless one sets
+            `seed` to another number before it.
 
     Attributes:
         files: The paths, as they were given.
@@ -59,7 +60,7 @@ class FileDataset(Dataset[Any]):
         transform: Callable[[Any], Any] | None = None,
         target_transform: Callable[[Any], Any] | None = None,
         image_load_fn: Callable[[str], Any] | None = None,
-        seed: int | None = 0,
+        seed: int | None = None,
     ) -> None:
         if isinstance(files, str | bytes | os.PathLike):
             raise TypeError(f"FileDataset needs a list of files, got one path: {files!r}.")
@@ -115,6 +116,18 @@ class FileDataset(Dataset[Any]):
             self.lbls = [None] * len(self.files)
         self.lbls[place] = lbl
 
+    def has_label(self, idx: int) -> bool:
+        """Whether a file has a label here; its image is not read.
+
+        Args:
+            idx: Position of the file.
+
+        Raises:
+            IndexError: There is no such file.
+        """
+        place = self._place(idx)
+        return self.lbls is not None and self.lbls[place] is not None
+
     def _place(self, idx: int) -> int:
         """0 .. N-1, also for an index from the end."""
         place = operator.index(idx)
@@ -124,10 +137,13 @@ class FileDataset(Dataset[Any]):
 
 
 def rgb_image(path: str) -> Any:
-    """The image of a file as Pillow reads it: upright, where the camera says how it was held, and in RGB.
+    """The image of a file as Pillow reads it: upright, where the camera says how it was held, and in RGB of 8 bits.
+
+    Of 16 bits the upper 8 stay, in grey as in colour: 65,535 becomes 255.
 
     Raises:
         OSError: The file cannot be read as an image.
+        ValueError: Its grey values have 32 bits, or are floating-point numbers, and no range that is known.
         ImportError: Pillow is not installed.
     """
     try:
@@ -136,10 +152,16 @@ def rgb_image(path: str) -> Any:
         raise ImportError("FileDataset reads images with Pillow: pip install pillow, or image_load_fn=...") from error
 
     try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened)
+            if image.mode.startswith("I;16"):  # convert would make 255 of all values above
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            if image.mode not in ("I", "F"):
+                return image.convert("RGB")
+            what = {"I": "32 bits", "F": "floating-point numbers"}[image.mode]
     except (OSError, SyntaxError) as error:  # SyntaxError: what Pillow says of a broken PNG
         raise OSError(f"{path} cannot be read as an image: {error}") from error
+    raise ValueError(f"{path} has grey values of {what}, of unknown range: scale them in image_load_fn=...")
 
 
 @contextmanager

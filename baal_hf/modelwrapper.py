@@ -18,7 +18,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import broadcast, send_to_device
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from baal_hf.criteria import Link, Links
 from baal_hf.metrics.updating import result, update
@@ -460,9 +460,10 @@ class ModelWrapper:
     ) -> tuple[Sampler, Packing]:
         posterior, accelerator, packing = self.posterior, self.accelerator(use_cuda), Packing()
         check_iterations(iterations, posterior)
+        with_targets = has_targets(dataset) and collate_fn is not None
 
         def forward(model: nn.Module, batch: Any) -> Tensor:
-            outputs = _called(model, inputs_and_target(batch, has_targets(dataset))[0])
+            outputs = _called(model, inputs_and_target(batch, with_targets)[0])
             return packing.packed(self.links.to_probabilities(outputs))
 
         sampler = Sampler(
@@ -471,7 +472,7 @@ class ModelWrapper:
             forward,
             accelerator,
             batch_size=batch_size,
-            collate_fn=collate_fn,
+            collate_fn=collate_fn or partial(_batch_of_inputs, has_targets(dataset)),
             num_workers=_cores(workers),
             progress=partial(progress_bar, "draws", not verbose or not accelerator.is_main_process),
         )
@@ -556,6 +557,13 @@ def _agreed_buffers(model: nn.Module, accelerator: Accelerator) -> None:
     if accelerator.num_processes > 1:
         for buffer in model.buffers():
             buffer.copy_(broadcast(buffer.clone()))
+
+
+def _batch_of_inputs(with_target: bool, rows: list[Any]) -> Any:
+    """A batch of rows as torch makes it, without targets, which are not looked at, and may be None."""
+    return default_collate(
+        [inputs_and_target(row, with_target)[0] if isinstance(row, Mapping | tuple | list) else row for row in rows]
+    )
 
 
 def _cores(workers: int) -> int:

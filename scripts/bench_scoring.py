@@ -65,7 +65,7 @@ TRAINED, TESTED = 200, 500  # rows
 WARM = 16  # rows
 PEER = {
     "documented": {"per_device_eval_batch_size": 8, "replicate_in_memory": True},
-    "at its best": {"per_device_eval_batch_size": 64, "replicate_in_memory": False},
+    "best": {"per_device_eval_batch_size": 64, "replicate_in_memory": False},
 }
 TIMED = {
     "trec6-all": ("trec6", None),
@@ -471,8 +471,9 @@ def timed(workers: Workers, cases: list[str], args: argparse.Namespace) -> None:
         ours = {
             case: Side("ours", "ours", {**here, "where": TIMED[case][1]}) for case in cases if TIMED[case][0] == name
         }
-        others = {} if args.ours else {f"baal, {how}": Side("peer", "peer", {**here, "how": how}) for how in PEER}
-        others["ours, all layers in fp32"] = Side("ours fp32", "ours", {**here, "where": None})
+        others = {f"baal, {how}": Side("peer", "peer", {**here, "how": how}) for how in PEER if how in args.beside}
+        if "fp32" in args.beside:
+            others["ours, all layers in fp32"] = Side("ours fp32", "ours", {**here, "where": None})
         found: dict[str, list[Answer]] = {label: [] for label in (*ours, *others)}
         failed: dict[str, str] = {}
         for seed in (-1, *range(args.runs or 3)):  # the first is for warming up
@@ -611,6 +612,9 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"out of {', '.join(cases)}; all by default")
     parser.add_argument("--data", default=os.environ.get("BAAL_HF_DATA"), help="folder of the data sets")
     parser.add_argument("--ours", action="store_true", help="leave Baal out")
+    parser.add_argument(
+        "--beside", nargs="+", choices=[*PEER, "fp32"], default=[*PEER, "fp32"], help="what to time beside"
+    )
     parser.add_argument("--rows", type=int, help="rows that are scored: 256, in `honesty` 1,000; not for `adaptive`")
     parser.add_argument("--pool", type=int, default=5452, help="rows of the pool in `adaptive`, all by default")
     parser.add_argument("--runs", type=int, help="runs of each side: 3, in `adaptive` 1")
@@ -622,11 +626,13 @@ def main() -> None:
     if args.serve:
         serve(args.data, args.serve, args.bf16)
         return
+    if args.ours:
+        args.beside = ["fp32"]
     unknown = set(args.cases) - set(cases)
     if unknown:
         parser.error(f"there is no case {', '.join(sorted(unknown))}; the cases are {', '.join(cases)}")
     chosen = args.cases or cases
-    if not args.ours and set(chosen) & set(TIMED) and importlib.util.find_spec("baal") is None:
+    if set(args.beside) & set(PEER) and set(chosen) & set(TIMED) and importlib.util.find_spec("baal") is None:
         parser.error("Baal is not installed: leave it out with --ours, or install it as the top of this file says")
     print(machine(), flush=True)
     with Workers(args.data) as workers:

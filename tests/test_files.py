@@ -90,6 +90,16 @@ def test_label_labels_a_file(files: list[Path]) -> None:
     assert dataset[2][1] == 1
 
 
+def test_has_label_reads_no_image(files: list[Path]) -> None:
+    """Whether a file has a label is told without its image."""
+    dataset = FileDataset(files, image_load_fn=broken)
+    assert not any(dataset.has_label(i) for i in range(N))
+    dataset.label(2, 0)
+    assert [dataset.has_label(i) for i in range(-N, N)] == ([False] * 2 + [True] + [False] * 9) * 2
+    with pytest.raises(IndexError, match="none at 12"):
+        dataset.has_label(N)
+
+
 def test_labels_of_the_caller_stay(files: list[Path], lbls: list[int]) -> None:
     """Labelling a file does not change the list that the caller gave."""
     before = list(lbls)
@@ -104,13 +114,44 @@ def test_own_loader_reads_the_files(tmp_path: Path) -> None:
     assert dataset[0][0].tolist() == list(range(6)) and dataset.files == [str(tmp_path / "a.npy")]
 
 
-def test_photographs_are_upright(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tiff"])
+def test_photographs_are_upright(tmp_path: Path, name: str) -> None:
     """An image that the camera was turned for is shown as a person sees it, as `datasets.Image` does."""
     image, exif = Image.new("RGB", (8, 4)), Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
-    image.save(tmp_path / "a.jpg", exif=exif)
-    column = datasets.Dataset.from_dict({"image": [str(tmp_path / "a.jpg")]}).cast_column("image", datasets.Image())
-    assert FileDataset([tmp_path / "a.jpg"])[0].size == column[0]["image"].size == (4, 8)
+    image.save(tmp_path / name, exif=exif)
+    column = datasets.Dataset.from_dict({"image": [str(tmp_path / name)]}).cast_column("image", datasets.Image())
+    assert FileDataset([tmp_path / name])[0].size == column[0]["image"].size == (4, 8)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tiff", "big-endian.tiff"])
+def test_grey_of_16_bits_keeps_its_upper_8(tmp_path: Path, name: str) -> None:
+    """Grey of 16 bits is read from black to white, each value by its upper 8 bits."""
+    values = np.linspace(0, 2**16 - 1, 32).astype(np.uint16).reshape(4, 8)
+    Image.fromarray(values.astype(">u2" if name.startswith("big") else "<u2")).save(tmp_path / name)
+    with Image.open(tmp_path / name) as image:
+        assert image.mode.startswith("I;16")
+    image = FileDataset([tmp_path / name])[0]
+    assert image.mode == "RGB" and image.getextrema()[0] == (0, 255)
+    np.testing.assert_array_equal(np.asarray(image), np.stack([values // 256] * 3, -1))
+
+
+def test_turned_grey_of_16_bits_is_upright(tmp_path: Path) -> None:
+    """Grey of 16 bits that the camera was turned for is turned back, as other images are."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    values = np.arange(32, dtype=np.uint16).reshape(4, 8) * 256
+    Image.fromarray(values).save(tmp_path / "a.png", exif=exif)
+    shown = np.asarray(FileDataset([tmp_path / "a.png"])[0])
+    np.testing.assert_array_equal(shown[..., 0], np.rot90(values // 256, -1))
+
+
+@pytest.mark.parametrize(("kind", "what"), [(np.int32, "32 bits"), (np.float32, "floating-point numbers")])
+def test_grey_of_unknown_range_is_refused(tmp_path: Path, kind: type, what: str) -> None:
+    """Grey whose white is not known is refused by the file's name, with what to do."""
+    Image.fromarray(np.arange(12, dtype=kind).reshape(3, 4)).save(tmp_path / "a.tiff")
+    with pytest.raises(ValueError, match=rf"a\.tiff has grey values of {what}, .* scale them in image_load_fn="):
+        FileDataset([tmp_path / "a.tiff"])[0]
 
 
 # Randomness
@@ -148,14 +189,14 @@ def test_row_has_its_own_randomness(files: list[Path]) -> None:
 def test_every_generator_is_seeded(files: list[Path]) -> None:
     """Each of the three global generators alone gives a row the same numbers at each reading."""
     for draw in (random.random, np.random.random, lambda: float(torch.rand(()))):
-        dataset = FileDataset(files, transform=lambda image, draw=draw: draw())
+        dataset = FileDataset(files, transform=lambda image, draw=draw: draw(), seed=0)
         first = [dataset[i] for i in range(N)]
         assert [dataset[i] for i in range(N)] == first and len(set(first)) == N
 
 
 def test_without_seed_each_reading_differs(files: list[Path]) -> None:
-    """`seed=None` draws another randomness at each reading, whatever the global seeds are."""
-    dataset, seen = FileDataset(files, transform=noisy, seed=None), []
+    """Without a seed each reading draws another randomness, whatever the global seeds are, as Baal's users expect."""
+    dataset, seen = FileDataset(files, transform=noisy), []
     for _ in range(3):
         torch.manual_seed(0)
         seen.append(float(dataset[0][0, 0, 0]))
@@ -261,18 +302,33 @@ def test_files_are_a_pool(files: list[Path], lbls: list[int], labelled: bool) ->
     assert torch.is_tensor(row) or len(row) == 1  # no label to be seen
 
 
-def test_training_without_labels_is_refused(files: list[Path]) -> None:
-    """Files that have no label cannot be labelled with their own: training on them says that targets are missing."""
-    dataset = ActiveLearningDataset(FileDataset(files, transform=pixels_of))
-    dataset.label_randomly(4)
+@pytest.mark.parametrize("some", [True, False], ids=["some labels", "no labels"])
+def test_files_without_a_label_are_not_labelled_with_it(files: list[Path], lbls: list[int], some: bool) -> None:
+    """Files without a label cannot be labelled with their own, nor those beside them; with one given they can."""
+    dataset = ActiveLearningDataset(FileDataset(files, [*lbls[:-1], None] if some else None, transform=pixels_of))
+    with pytest.raises(ValueError, match=r"Row \d+ needs a label: its own in the dataset is None"):
+        dataset.label_randomly(N)
+    assert len(dataset) == 0
+    dataset.annotate([N - 1], [1])
+    assert dataset[0][1] == 1
     wrapper = ModelWrapper(net(), nn.CrossEntropyLoss())
     with pytest.raises(ValueError, match="need targets"):
-        wrapper.train_on_dataset(dataset, torch.optim.SGD(wrapper.model.parameters(), 0.1), workers=0)
+        rows = FileDataset(files, transform=pixels_of)
+        wrapper.train_on_dataset(rows, torch.optim.SGD(wrapper.model.parameters(), 0.1), workers=0)
+
+
+def test_files_with_some_labels_are_predicted_as_without(files: list[Path], lbls: list[int]) -> None:
+    """Predicting looks at no target: files of which some have a label are predicted as if none had one."""
+    wrapper = ModelWrapper(net(), nn.CrossEntropyLoss())
+    some, none = (FileDataset(files, given, pixels_of) for given in ([*lbls[:-1], None], None))
+    for workers in (0, 1):
+        probs = [wrapper.predict_on_dataset(rows, 5, 3, workers=workers, verbose=False) for rows in (some, none)]
+        np.testing.assert_array_equal(*probs)
 
 
 def test_pool_may_have_another_transform(files: list[Path], lbls: list[int]) -> None:
     """`pool_specifics` shows the pool without the noise that rows are trained with."""
-    rows = FileDataset(files, lbls, noisy)
+    rows = FileDataset(files, lbls, noisy, seed=3)
     dataset = ActiveLearningDataset(rows, pool_specifics={"transform": pixels_of})
     dataset.annotate([4])
     assert torch.equal(dataset.pool[0][0], pixels_of(Image.new("RGB", (8, 8), (0, 0, 0))))

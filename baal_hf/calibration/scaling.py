@@ -6,7 +6,7 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -66,13 +66,19 @@ class Scaling(ABC):
 
         Warns:
             UserWarning: These look like the training rows' own predictions: all are right, with a mean confidence above
-                .99. Or too few rows: the fitted probabilities of their true classes are 1, or nearly so.
+                .99. Training rows that the model fits less well look as others do, and are not noticed; compare them
+                with other rows, as `DirichletCalibrator` does. Or too few rows: the fitted probabilities of their true
+                classes are 1, or nearly so.
         """
         draws = _with_draws(probs, self.name)  # [N, C, T]
         if len(draws) == 0:
             raise ValueError(f"{self.name} needs held-out rows to fit, got none.")
         mean = checked_probabilities(draws, self.name).detach().cpu().double().mean(-1)  # [N, C]
-        true = _checked_labels(labels, self.name, *mean.shape)  # [N]
+        true = checked_labels(labels, self.name, *mean.shape)  # [N]
+        if (true == true[0]).all():
+            raise ValueError(
+                f"{self.name} needs rows of two classes or more, got only class {true[0]} in {len(true)} rows."
+            )
         suspect = bool((mean.argmax(1) == true).all()) and float(mean.amax(1).mean()) > 0.99
         if suspect:
             warnings.warn(
@@ -80,8 +86,9 @@ class Scaling(ABC):
                 "the training rows' own predictions? Fit on rows that the model has not seen, and on more of them.",
                 stacklevel=2,
             )
-        log_probs = _log(mean)  # [N, C]
-        self._fit(log_probs, true)
+        with torch.inference_mode(False):  # new tensors, which gradients can go through
+            log_probs, true = _log(mean), true.clone()  # [N, C], [N]
+            self._fit(log_probs, true)
         self._C = mean.shape[1]
         if not suspect and float(self._nll(log_probs, true)) < 1e-3:
             warnings.warn(
@@ -149,7 +156,7 @@ def minimised(loss: Callable[..., Tensor], start: Sequence[Tensor]) -> list[Tens
         value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return float(value.detach())
 
-    solver.step(closure)  # type: ignore[no-untyped-call]  # with gradients, whatever the caller has switched off
+    solver.step(closure)  # type: ignore[no-untyped-call]  # with gradients, also under torch.no_grad
     with torch.no_grad():
         return min(([each.detach() for each in best], list(start)), key=lambda each: float(loss(*each)))
 
@@ -178,8 +185,13 @@ def _log(probs: Tensor) -> Tensor:
     return probs.clamp(min=SMALLEST).log_()
 
 
-def _checked_labels(labels: Any, who: str, N: int, C: int) -> Tensor:
-    """`labels` as int64 [N] in 0 .. C-1, of two classes or more."""
+def checked_labels(labels: npt.ArrayLike | Tensor, who: str, N: int, C: int) -> Tensor:
+    """`labels` as int64 [N] in 0 .. C-1.
+
+    Raises:
+        ValueError: They are outside, or of another number.
+        TypeError: They are no whole numbers.
+    """
     values = as_numpy(labels) if isinstance(labels, Tensor) else np.asarray(labels)
     if values.shape != (N,):
         raise ValueError(f"{who} needs labels [N] for N = {N} rows, got {list(values.shape)}.")
@@ -190,6 +202,4 @@ def _checked_labels(labels: Any, who: str, N: int, C: int) -> Tensor:
         rows, came = row_names(torch.from_numpy(wrong)), values[wrong][0]
         advice = "Leave rows without a label out, and number labels as the columns of the predictions."
         raise ValueError(f"{who} needs labels in 0 .. {C - 1}, got {came} in {rows}. {advice}")
-    if (values == values[0]).all():
-        raise ValueError(f"{who} needs rows of two classes or more, got only class {values[0]} in {N} rows.")
     return torch.from_numpy(values.astype(np.int64))

@@ -77,6 +77,10 @@ class TorchRows:
 
     def encoded(self, row_ids: Sequence[int], labels: Sequence[Any] | None) -> list[Any]:
         if labels is None:
+            has_label = getattr(self._original, "has_label", None)  # of a `FileDataset`, which reads no image for it
+            for row_id in row_ids if callable(has_label) else ():
+                if not has_label(row_id):
+                    raise ValueError(f"Row {row_id} needs a label: its own in the dataset is None. Pass one.")
             return [None] * len(row_ids)
         # The ledger's own: a number, or a copy of an array that the caller may go on to change.
         return [plain(label) if getattr(label, "ndim", None) == 0 else copy.deepcopy(label) for label in labels]

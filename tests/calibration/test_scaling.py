@@ -164,9 +164,22 @@ def test_fitting_twice_is_fitting_once(make):
     """The same rows give the same numbers, bit by bit, also from a scaling that was fitted on others before."""
     used = make().fit(*rows(seed=5))
     before = make().fit(PROBS, LABELS).calibrated(PROBS)
-    with torch.no_grad():  # as a caller who predicts may have it
-        after = used.fit(PROBS, LABELS).calibrated(PROBS)
-    assert (before == after).all()
+    assert (used.fit(PROBS, LABELS).calibrated(PROBS) == before).all()
+
+
+@every_scaling
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_callers_who_predict_fit_alike(make, mode):
+    """Where gradients are switched off, arrays and the tensors made there fit the same numbers, which can be used."""
+    expected = make().fit(PROBS, LABELS).calibrated(PROBS)
+    with mode():
+        of_array = make().fit(PROBS, LABELS)
+        made_there = torch.tensor(PROBS)[..., None] * 1.0, torch.tensor(LABELS) * 1
+        of_tensors = make().fit(*made_there)
+        np.testing.assert_array_equal(of_array.calibrated(PROBS), expected)
+    for scaling in (of_array, of_tensors):
+        np.testing.assert_array_equal(scaling.calibrated(PROBS), expected)
+        assert not any(value.is_inference() for value in vars(scaling).values() if isinstance(value, torch.Tensor))
 
 
 @every_scaling

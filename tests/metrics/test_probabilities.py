@@ -2,6 +2,7 @@
 
 import math
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import brier_score_loss, log_loss
 
 from baal_hf import metrics
+from baal_hf.metrics.bins import equal_mass
 from baal_hf.metrics.predictions import checked
 
 NAMES = ["adaptive_ece", "brier_score", "classwise_ece", "ece", "nll"]
@@ -117,6 +119,32 @@ def test_adaptive_bins_hold_equally_many():
     assert score("adaptive_ece", probs, labels, n_bins=3) == pytest.approx((0.385 + 0.365 + 0.655) / 3)
 
 
+@few
+@given(N=st.integers(1, 60), R=st.integers(1, 20), seed=st.integers(0, 99))
+def test_ranges_of_equal_number_differ_by_one_row(N: int, R: int, seed: int) -> None:
+    """Probabilities without ties are cut, in their order, into ranges whose lengths differ by no more than one row."""
+    probs = np.random.default_rng(seed).random(N)
+    numbers = equal_mass(probs, R)
+    counts = np.bincount(numbers, minlength=R)
+    assert (np.diff(numbers[probs.argsort()]) >= 0).all()
+    assert len(counts) == R and counts.max() - counts.min() <= 1
+
+
+def test_adaptive_error_is_that_of_equal_parts() -> None:
+    """Where the number of ranges divides that of rows it is the paper's 1/(R C) ΣΣ; elsewhere other cuts are near."""
+    rng = np.random.default_rng(0)
+    for N in (990, 1000):
+        probs = rng.dirichlet(np.ones(3), N)
+        labels = rng.integers(0, 3, N)
+        gaps = [
+            abs(column[part].mean() - (labels[part] == c).mean())
+            for c, column in enumerate(probs.T)
+            for part in np.array_split(column.argsort(), 15)
+        ]
+        tolerance = 1e-12 if N % 15 == 0 else 5e-3
+        assert score("adaptive_ece", probs, labels) == pytest.approx(np.mean(gaps), abs=tolerance)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @few
 @given(given_rows=predictions(), seed=st.integers(0, 99))
@@ -163,6 +191,16 @@ def test_lists_tensors_and_batches_score_like_arrays(name, kind):
     for rows in (slice(0, 1), slice(1, 3)):
         LOADED[name].add_batch(predictions=kind(probs[rows]), references=labels[rows])
     assert LOADED[name].compute()[name] == pytest.approx(whole, abs=1e-6)
+
+
+def test_features_tell_probabilities_from_classes() -> None:
+    """Metrics of probabilities ask for a list of numbers a row, all others for one, so that a caller can tell."""
+    for name in metrics.available_metrics():
+        predictions = metrics.load(name).features["predictions"]
+        if name in NAMES:
+            assert isinstance(predictions, datasets.List) and predictions.feature == datasets.Value("float64")
+        else:
+            assert isinstance(predictions, datasets.Value)
 
 
 GOOD = [[0.5, 0.5], [0.25, 0.75]]

@@ -57,7 +57,7 @@ def untimed(records: list[dict]) -> list[dict]:
 
 
 def small(script: ModuleType) -> object:
-    return replace(script.Settings(), labels=30, pool_sample=30, draws=3, steps=5, test_rows=20)
+    return replace(script.Settings(), labels=30, pool_sample=30, draws=3, steps=((1e-3, 5),), test_rows=20)
 
 
 # A run
