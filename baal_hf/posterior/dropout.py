@@ -135,8 +135,8 @@ class MCDropout:
             return f"{nothing} Name modules whose outputs are to be dropped, as where='*.mlp', or take a rate above 0."
         return (
             f"{nothing} Add some for the draws with MCDropout(p=0.1), load the model with a rate above 0 in its "
-            "configuration (for example `attention_dropout=0.1`), or use an ensemble. Predictions without draws are those "
-            "of posterior=Deterministic()."
+            "configuration (for example `attention_dropout=0.1`), or use an ensemble. posterior=Deterministic() "
+            "predicts without draws."
         )
 
     def _refuse_kernels(self, model: nn.Module) -> None:
