@@ -15,8 +15,9 @@ its own, of standard deviation 0.1 after pixels were normalised.
 
 Other than in the paper: a query sees 20 draws of 5,000 rows of the pool, which are random images with all their copies,
 so that copies meet as they do in the whole pool; the network is trained anew at each step, by a fixed number of steps
-of Adam and not until the accuracy on further labelled rows falls; test images are predicted once, without dropout, which
-was as accurate as the mean of 10 draws or more. PowerBALD's temperature is 1/8 (Kirsch et al., 2023, arXiv:2106.12059).
+of Adam and not until the accuracy on further labelled rows falls; test images are predicted once, without dropout,
+which was as accurate as the mean of 10 draws or more. PowerBALD's temperature is 1/8 (Kirsch et al., 2023,
+arXiv:2106.12059).
 
 How to train was tried on 240 labels that BatchBALD had chosen with seed 1, which is not in the table: 500 steps at 1e-3
 gave 94.5 and 94.7 % with two first weights, at 2e-3 95.6 and 94.5, 350 at 3e-3 and 150 at 5e-4 94.9 and 95.2, 1,500 at
