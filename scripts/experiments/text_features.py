@@ -24,7 +24,7 @@ TOKENS = 64  # of a text that are read
 
 
 class TextFeatures(NamedTuple):
-    """Features are all-MiniLM-L6-v2's last hidden states, averaged over tokens; in train with mean 0 and deviation 1."""
+    """Features are all-MiniLM-L6-v2's last hidden states, averaged over tokens; mean 0, deviation 1 in train."""
 
     train: Tensor  # float32 [N, d]
     train_classes: Tensor  # int64 [N]
