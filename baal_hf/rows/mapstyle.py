@@ -77,8 +77,8 @@ class TorchRows:
 
     def encoded(self, row_ids: Sequence[int], labels: Sequence[Any] | None) -> list[Any]:
         if labels is None:
-            has_label = getattr(self._original, "has_label", None)  # of a `FileDataset`, which reads no image for it
-            for row_id in row_ids if callable(has_label) else ():
+            has_label: Any = getattr(self._original, "has_label", lambda _: True)  # of a FileDataset: no image is read
+            for row_id in row_ids:
                 if not has_label(row_id):
                     raise ValueError(f"Row {row_id} needs a label: its own in the dataset is None. Pass one.")
             return [None] * len(row_ids)
