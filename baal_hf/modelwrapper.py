@@ -55,8 +55,8 @@ class ModelWrapper:
             tests are deterministic.
         criterion: (outputs, target) -> loss, a mean over the batch.
         replicate_in_memory: Baal's, without effect: draws of a batch share what they can.
-        posterior: What predictions are drawn from; `MCDropout()` by default. Training does not draw from it: the model's
-            own dropout is on then, and weights are not dropped.
+        posterior: What predictions are drawn from; `MCDropout()` by default. Training does not draw from it: the
+            model's own dropout is on then, and weights are not dropped.
         probabilities: How outputs become probabilities: "softmax", "log_softmax", "sigmoid", "none" (regression), a
             function of the outputs, or a list with one of these for each output. None asks the criterion.
         mixed_precision: "no", "fp16" or "bf16"; None is Accelerate's default. Accelerate keeps one precision for a
