@@ -9,6 +9,7 @@ The labels are those of the dataset, shown to the model when a row is queried. A
 default model and data come from the packages of the extra `demo`, and no network is needed.
 """
 
+import gc
 import json
 from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from dataclasses import dataclass, field
@@ -280,4 +281,5 @@ def write(records: list[dict[str, Any]], folder: Path, title: str) -> None:
 
 if __name__ == "__main__":
     main()
-    PartialState().destroy_process_group()  # gloo's threads, left running, can abort the exit
+    gc.collect()  # the trainer goes first: what exchanges its gradients would wait for ever for gloo's threads to end
+    PartialState().destroy_process_group()  # which, left running, abort one exit in five

@@ -5,6 +5,7 @@ Each row begins with its number, in two tokens, so that it can be told which row
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -324,8 +325,9 @@ def main() -> None:
     for check in checks[name]:
         check(folder)
     print("the processes agree")
-    PartialState().destroy_process_group()  # gloo's threads, left running, abort one exit in five
 
 
 if __name__ == "__main__":
     main()
+    gc.collect()  # the trainer goes first: what exchanges its gradients would wait for ever for gloo's threads to end
+    PartialState().destroy_process_group()  # which, left running, abort one exit in five
