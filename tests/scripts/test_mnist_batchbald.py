@@ -86,15 +86,15 @@ def test_stopped_run_ends_like_another(
     """A run that was killed within any line goes on, and its records are those of one that was not."""
     for path in quick[1].glob("*.json*"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    first, second, _ = (tmp_path / "random-0.jsonl").read_bytes().splitlines(keepends=True)
-    (tmp_path / "random-0.jsonl").write_bytes(first + second[:30])
-    batchbald = (tmp_path / "batchbald-0.jsonl").read_bytes().splitlines(keepends=True)
-    (tmp_path / "batchbald-0.jsonl").write_bytes(batchbald[0])
+    first, second, _ = (tmp_path / "random-2.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "random-2.jsonl").write_bytes(first + second[:30])
+    batchbald = (tmp_path / "batchbald-2.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "batchbald-2.jsonl").write_bytes(batchbald[0])
     arguments = ["--data", str(folder), "--repeat", "2", "--output_dir", str(tmp_path)]
     records, _ = shown(script, *arguments)
     assert untimed(records) == untimed(quick[0])
     assert records[0] == json.loads(first)  # its times, too: it was not run again
-    assert len((tmp_path / "random-0.jsonl").read_bytes().splitlines()) == 3
+    assert len((tmp_path / "random-2.jsonl").read_bytes().splitlines()) == 3
 
 
 def test_finished_runs_are_kept(script: ModuleType, folder: Path, quick: tuple[list[dict], Path, str]) -> None:
