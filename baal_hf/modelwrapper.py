@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, default_collate
 
 from baal_hf.criteria import Link, Links
+from baal_hf.devices import DeviceAccelerator
 from baal_hf.metrics.updating import result, update
 from baal_hf.outputs import found_logits
 from baal_hf.posterior import MCDropout, Posterior
@@ -81,7 +82,7 @@ class ModelWrapper:
         self.criterion = criterion
         self.links = Links(probabilities, criterion)
         self._mixed_precision = mixed_precision
-        self._accelerators: dict[bool, Accelerator] = {}
+        self._accelerators: dict[bool | None, Accelerator] = {}  # by use_cuda
         self._metrics: dict[str, Callable[[], Any]] = {}
         self._values: dict[str, Any] = {}
         self._exchanging: nn.Module | None = None  # the model, with what exchanges gradients between processes
@@ -514,21 +515,18 @@ class ModelWrapper:
         )
 
     def accelerator(self, use_cuda: bool | None) -> Accelerator:
-        """Device, precision and processes, as Accelerate has them; made when it is first asked for.
+        """Device, precision and processes; made when it is first asked for.
 
         Raises:
-            ValueError: `use_cuda` without a GPU.
+            ValueError: `use_cuda` without a GPU, or with several processes that are not on such a device.
         """
-        if use_cuda and not torch.cuda.is_available():
-            raise ValueError("use_cuda=True needs a GPU that torch sees, and there is none.")
-        on_cpu = use_cuda is False
-        if on_cpu not in self._accelerators:
-            self._accelerators[on_cpu] = Accelerator(
-                cpu=on_cpu,
+        if use_cuda not in self._accelerators:
+            self._accelerators[use_cuda] = DeviceAccelerator(
+                use_cuda,
                 mixed_precision=self._mixed_precision,
                 kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
             )
-        return self._accelerators[on_cpu]
+        return self._accelerators[use_cuda]
 
     def _model_on(self, accelerator: Accelerator) -> nn.Module:
         return self.model.to(accelerator.device)

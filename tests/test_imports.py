@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "baal_hf"
 
 FLOORS = [
-    {"arrays", "criteria", "ledger", "metrics", "store"},
+    {"arrays", "criteria", "devices", "ledger", "metrics", "store"},
     {"rows"},
     {"export"},
     {"dataset", "posterior", "heuristics", "files"},

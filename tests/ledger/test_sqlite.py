@@ -4,6 +4,7 @@ import copy
 import os
 import pickle
 import resource
+import select
 import sqlite3
 import subprocess
 import sys
@@ -51,6 +52,12 @@ def forked(work: Callable[[], None]) -> int:
 def joined(*children: int) -> None:
     """Wait for children, all of which must have succeeded."""
     assert [os.waitpid(child, 0)[1] for child in children] == [0] * len(children)
+
+
+def heard(end: int) -> None:
+    """Wait for the other process to say that it is there; it may have failed."""
+    assert select.select([end], [], [], 60)[0], "the other process said nothing"
+    os.read(end, 1)
 
 
 def connection_of(ledger: LabelLedger) -> sqlite3.Connection:
@@ -392,11 +399,11 @@ def test_a_child_outlives_its_parent(tmp_path) -> None:
     def work() -> None:
         ledgers[0].append([event(2)])
         os.write(ready[1], b".")
-        os.read(go[0], 1)
+        heard(go[0])
         ledgers[0].append([event(3)])
 
     child = forked(work)
-    os.read(ready[0], 1)
+    heard(ready[0])
     ledgers.clear()  # closes it: nobody else has the file open but the child
     LabelLedger(path).append([event(10)])
     os.write(go[1], b".")
@@ -430,20 +437,20 @@ def test_a_writer_waits_for_its_turn(tmp_path) -> None:
     """While one writes, others can read what was there before, and who wants to write waits."""
     path = tmp_path / "labels.db"
     ready, go = os.pipe(), os.pipe()
+    ledger = LabelLedger(path)  # made before: whoever finds no file waits for its turn to make it
 
     def work() -> None:
         other = LabelLedger(path)
-        os.read(go[0], 1)
+        heard(go[0])
         assert len(other) == 0
         os.write(ready[1], b".")
         other.append([event(9)])
 
     child = forked(work)
-    ledger = LabelLedger(path)
     with ledger.writing():
         ledger.append([event(1)])
         os.write(go[1], b".")
-        os.read(ready[0], 1)
+        heard(ready[0])
         time.sleep(0.1)  # the child waits by now
         ledger.append([event(2)])
     joined(child)
@@ -475,7 +482,7 @@ def test_processes_write_at_once(tmp_path) -> None:
 
     def work(writer: int) -> Callable[[], None]:
         def write() -> None:
-            os.read(start[0], 1)  # all at once
+            heard(start[0])  # all at once
             ledger = LabelLedger(path)
             ledger.bind(1000, "abc")
             for call in range(CALLS):
@@ -504,7 +511,7 @@ def test_a_new_file_is_made_once(tmp_path) -> None:
         path, start = tmp_path / f"{turn}.db", os.pipe()
 
         def work(path=path, start=start) -> None:
-            os.read(start[0], 1)
+            heard(start[0])
             LabelLedger(path).append([event(os.getpid())])
 
         children = [forked(work) for _ in range(6)]
