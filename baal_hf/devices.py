@@ -1,0 +1,60 @@
+"""Accelerate, on the device that a call asks for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import PartialState
+from accelerate.utils import parse_flag_from_env
+
+_PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class DeviceAccelerator(Accelerator):  # type: ignore[misc]  # accelerate ships no types
+    """An `Accelerator` on a device of its own, where Accelerate has one for the whole process.
+
+    Without it, who asks for the CPU first would stay there for good, and who asks for it later could not have it.
+
+    Args:
+        use_cuda: Whether to use a GPU; None takes the device that Accelerate has for the process.
+        **arguments: As `Accelerator`.
+
+    Raises:
+        ValueError: There is no GPU, or several processes that exchange over another kind of device; a precision that
+            the device cannot have.
+    """
+
+    def __init__(self, use_cuda: bool | None = None, **arguments: Any) -> None:
+        if use_cuda and not torch.cuda.is_available():
+            raise ValueError("use_cuda=True needs a GPU that torch sees, and there is none.")
+        # Processes that were launched together exchange over the kind of device that is asked for first.
+        on_cpu = use_cuda is False and "LOCAL_RANK" in os.environ
+        shared = PartialState(cpu=on_cpu or parse_flag_from_env("ACCELERATE_USE_CPU"))
+        kind = shared.device.type if use_cuda is None else "cuda" if use_cuda else "cpu"
+        self._is_elsewhere = kind != shared.device.type
+        if self._is_elsewhere and shared.num_processes > 1:
+            raise ValueError(
+                f"use_cuda={use_cuda} with {shared.num_processes} processes that exchange over {shared.device.type}: "
+                "leave use_cuda out, and say `accelerate launch --cpu` for the CPU."
+            )
+        self._device = torch.device(kind) if self._is_elsewhere else shared.device
+        super().__init__(**arguments)
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    def autocast(self, *arguments: Any, **named: Any) -> AbstractContextManager[None]:
+        """The precision's context, for this device."""
+        return self._autocast() if self._is_elsewhere else super().autocast(*arguments, **named)
+
+    @contextmanager
+    def _autocast(self) -> Iterator[None]:
+        precision = _PRECISIONS.get(self.mixed_precision)
+        with torch.autocast(self._device.type, precision, enabled=precision is not None):
+            yield
