@@ -233,7 +233,7 @@ def test_data_parallel_is_unwrapped(model: PreTrainedModel, tokenizer: Any, rows
     """A model in nn.DataParallel is predicted by the module inside."""
     trainer = make(model, tokenizer, tmp_path)
     expected = trainer.predict_on_dataset(rows, iterations=2)
-    trainer.model = nn.DataParallel(model)
+    trainer.model = nn.DataParallel(model).cpu()  # it moves to a GPU, where there is one
     np.testing.assert_array_equal(trainer.predict_on_dataset(rows, iterations=2), expected)
 
 

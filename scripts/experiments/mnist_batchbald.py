@@ -13,8 +13,8 @@ filters, then 128 hidden units with dropout; dropout 0.5 in all three places. 20
 each class, and 10 more a step. With `--repeat 4` the pool has four copies of each image, each with Gaussian noise of
 its own, of standard deviation 0.1 after pixels were normalised.
 
-Other than in the paper: a query sees 20 draws of 5,000 rows of the pool, which are random images with all their copies,
-so that copies meet as they do in the whole pool; the network is trained anew at each step, by a fixed number of steps
+Other than in the paper: a query sees 20 draws of 5,000 random images of the pool, each with all its copies, so that
+copies meet as they do in the whole pool; the network is trained anew at each step, by a fixed number of steps
 of Adam and not until the accuracy on further labelled rows falls; test images are predicted once, without dropout,
 which was as accurate as the mean of 10 draws or more. PowerBALD's temperature is 1/8 (Kirsch et al., 2023,
 arXiv:2106.12059).
@@ -73,7 +73,7 @@ class Settings:
     initial: int = 20
     query_size: int = 10
     labels: int = 250
-    pool_sample: int = 5_000
+    pool_sample: int = 5_000  # images, each with its copies
     draws: int = 20
     steps: tuple[tuple[float, int], ...] = ((3e-3, 350), (5e-4, 150))  # learning rate, steps with it
     batch_size: int = 64
@@ -127,8 +127,7 @@ def sampled(dataset: ActiveLearningDataset, images: int, settings: Settings, see
     """What a query sees of the pool: random images, each with all its copies that have no label."""
     shown = dataset.pool_ids % images  # the image of each row of the pool
     left = np.unique(shown)
-    number = min(len(left), settings.pool_sample // settings.repeat)
-    chosen = np.random.default_rng(seed).choice(left, number, replace=False)
+    chosen = np.random.default_rng(seed).choice(left, min(len(left), settings.pool_sample), replace=False)
     return Subset(dataset.pool, np.flatnonzero(np.isin(shown, chosen)).tolist())
 
 
@@ -176,7 +175,7 @@ def run(name: str, seed: int, settings: Settings, data: Images, earlier: Sequenc
                 HEURISTICS[name](step_seed),
                 query_size=settings.query_size,
                 iterations=settings.draws,
-                batch_size=250,
+                batch_size=1_000,
                 workers=0,
                 verbose=False,
             )
