@@ -355,7 +355,7 @@ class ModelWrapper:
     def reset_all(self) -> None:
         """Draw the weights of all layers anew that know how to."""
         for part in self.model.modules():
-            reset: Any = getattr(part, "reset_parameters", None)
+            reset: Any = getattr(part, "reset_parameters", getattr(part, "_reset_parameters", None))  # attention's
             if callable(reset):
                 reset()
 

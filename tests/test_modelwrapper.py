@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import evaluate
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from datasets import Value
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset, TensorDataset
@@ -323,6 +325,10 @@ def test_weights() -> None:
     torch.testing.assert_close(convolution.model.weight, before)
     convolution.reset_all()
     assert (convolution.model.weight != before).any()
+    attention = ModelWrapper(nn.MultiheadAttention(4, 2), nn.MSELoss())
+    before = attention.model.in_proj_weight.clone()
+    attention.reset_all()
+    assert (attention.model.in_proj_weight != before).all()
     model.train()
     assert model.model.training
     model.eval()
@@ -362,6 +368,25 @@ def test_metrics_of_evaluate(criterion: Any, outputs: Any, target: Any, name: st
     model.add_metric("called_otherwise", lambda: metrics.load(name))
     model.test_on_dataset(rows, 2, **OPTIONS)
     assert model.get_metrics("test_")["test_called_otherwise"] == pytest.approx(wanted)
+
+
+class Area(evaluate.Metric):
+    """A module that takes scores in place of predictions."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        features = datasets.Features(prediction_scores=Value("float"), references=Value("int32"))
+        return evaluate.MetricInfo(description="", citation="", inputs_description="", features=features)
+
+    def _compute(self, **values: Any) -> dict[str, float]:
+        raise AssertionError("it is not reached")
+
+
+def test_a_metric_that_takes_something_else() -> None:
+    """A module of evaluate without predictions is refused, with what it takes."""
+    model = wrapper()
+    model.add_metric("area", Area)
+    with pytest.raises(ValueError, match="takes prediction_scores, references"):
+        model.test_on_dataset(digits(8), **OPTIONS)
 
 
 def test_batches_of_different_width() -> None:

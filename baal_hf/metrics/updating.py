@@ -26,7 +26,7 @@ def update(metric: Any, outputs: Any, probabilities: Any, target: Any, link: str
         link: Name of what made the probabilities.
 
     Raises:
-        ValueError: A module of `evaluate` and a model with several outputs.
+        ValueError: A module of `evaluate` and a model with several outputs, or one that takes something else.
     """
     if not hasattr(metric, "add_batch"):
         metric.update(outputs, target)
@@ -50,6 +50,8 @@ def result(metric: Any, name: str) -> Any:
 def _features(metric: Any) -> tuple[Any, Any]:
     """What a module of `evaluate` takes as predictions and as references."""
     features = metric.features if isinstance(metric.features, Features) else metric.features[0]
+    if not {"predictions", "references"} <= set(features):
+        raise ValueError(f"A metric is given predictions and references, and {metric.name} takes {', '.join(features)}.")
     return features["predictions"], features["references"]
 
 

@@ -136,7 +136,7 @@ def checked_share(p: float | None) -> Fraction:
     """
     if p is not None and not 0 < p < 1:
         raise ValueError(f"p is the share of labelled batches, in (0, 1), got {p}.")
-    return Fraction(1, 2) if p is None else Fraction(p).limit_denominator(1_000_000)
+    return Fraction(1, 2) if p is None else Fraction(str(float(p)))
 
 
 def _endless(batches: Iterable[Any]) -> Iterator[Any]:

@@ -154,6 +154,13 @@ def test_any_batches_alternate():
     assert batches == [0, "a", "b", "a", 1, "b", "a", "b", 2, "a", "b", "a", 3, "b", "a", "b", 4, "a", "b", "a"]
 
 
+def test_a_tiny_share():
+    """One labelled batch comes first, then as many others as its share asks for."""
+    iterator = AlternateIterator(["a"], ["b"], num_steps=3, p=1e-9)
+    assert [batch for batch, _ in iterator] == ["a", "b", "b"]
+    assert len(AlternateIterator(["a"], ["b"], p=1e-9)) == 10**9
+
+
 @pytest.mark.parametrize("p", [0, 1, -1, 1.5, math.nan])
 def test_shares_outside_are_refused(p):
     """p is in (0, 1)."""
