@@ -225,12 +225,14 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--heuristics", nargs="+", choices=HEURISTICS, metavar="NAME", help=", ".join(HEURISTICS))
     parser.add_argument("--seeds", nargs="+", type=int, help="By default 2 3 4.")
     parser.add_argument("--labels", type=int, default=250, help="Labels at the end; by default 250.")
+    parser.add_argument("--pool_sample", type=int, default=5_000, help="Images that a query sees; by default 5,000.")
     parser.add_argument("--workers", type=int, default=1, help="Processes of one thread each, if more than one.")
     parser.add_argument("--output_dir", type=Path, help="By default outputs/mnist_batchbald or outputs/..._x4.")
     parser.add_argument("--quick", action="store_true", help="Random and BatchBALD, one seed, 40 labels.")
     args = parser.parse_args(argv)
-    if args.repeat < 1:
-        parser.error(f"--repeat needs a number from 1, got {args.repeat}")
+    for name in ("repeat", "pool_sample"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} needs a number from 1, got {getattr(args, name)}")
     args.heuristics = list(dict.fromkeys(args.heuristics or (["random", "batchbald"] if args.quick else HEURISTICS)))
     args.seeds = sorted(set(args.seeds or SEEDS[: 1 if args.quick else 3]))
     args.output_dir = args.output_dir or Path(
@@ -242,7 +244,7 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> list[Record]:
     """Run what is not there yet, then print and write what came out; returns the records."""
     args = parsed(argv)
-    settings = Settings(repeat=args.repeat, labels=args.labels)
+    settings = Settings(repeat=args.repeat, labels=args.labels, pool_sample=args.pool_sample)
     if args.quick:
         settings = replace(settings, labels=40, pool_sample=50, draws=4, steps=((3e-3, 25),), test_rows=200)
     data = loaded(args.data, SIZE, "L")

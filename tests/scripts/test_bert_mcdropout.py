@@ -124,7 +124,7 @@ def test_every_heuristic_chooses(
 
 @pytest.fixture(scope="module")
 def models(script: ModuleType) -> list[transformers.PreTrainedModel]:
-    """One layer of MiniLM by seed 0, seed 0 again and seed 1."""
+    """MiniLM by seed 0, seed 0 again and seed 1."""
     return [script.model_of(script.packaged_minilm(), ["a", "b"], seed, False) for seed in (0, 0, 1)]
 
 
