@@ -175,7 +175,7 @@ def run(name: str, seed: int, settings: Settings, data: Images, earlier: Sequenc
                 HEURISTICS[name](step_seed),
                 query_size=settings.query_size,
                 iterations=settings.draws,
-                batch_size=1_000,
+                batch_size=1_000 if torch.cuda.is_available() else 250,  # what fits a processor's cache
                 workers=0,
                 verbose=False,
             )
