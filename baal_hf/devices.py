@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.state import GradientState, PartialState
+from accelerate.utils import GradientAccumulationPlugin, parse_flag_from_env
 
 _PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -18,7 +17,8 @@ _PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 class DeviceAccelerator(Accelerator):  # type: ignore[misc]  # accelerate ships no types
     """An `Accelerator` on a device of its own, where Accelerate has one for the whole process.
 
-    Without it, who asks for the CPU first would stay there for good, and who asks for it later could not have it.
+    Without it, who asks for the CPU first would stay there for good, and who asks for it later could not have it. How
+    many batches others accumulate stays as they have it.
 
     Args:
         use_cuda: Whether to use a GPU; None takes the device that Accelerate has for the process.
@@ -43,7 +43,11 @@ class DeviceAccelerator(Accelerator):  # type: ignore[misc]  # accelerate ships 
                 "leave use_cuda out, and say `accelerate launch --cpu` for the CPU."
             )
         self._device = torch.device(kind) if self._is_elsewhere else shared.device
+        if accumulated := GradientState().plugin_kwargs:  # of who made an accelerator before, and goes on with it
+            arguments["gradient_accumulation_plugin"] = GradientAccumulationPlugin(**accumulated)
         super().__init__(**arguments)
+        if self.mixed_precision == "fp16" and kind == "cpu":
+            raise ValueError("fp16 needs a GPU, whose kernels have it: take bf16 on the CPU, or no mixed precision.")
 
     @property
     def device(self) -> torch.device:
@@ -51,10 +55,8 @@ class DeviceAccelerator(Accelerator):  # type: ignore[misc]  # accelerate ships 
 
     def autocast(self, *arguments: Any, **named: Any) -> AbstractContextManager[None]:
         """The precision's context, for this device."""
-        return self._autocast() if self._is_elsewhere else super().autocast(*arguments, **named)
-
-    @contextmanager
-    def _autocast(self) -> Iterator[None]:
+        if not self._is_elsewhere:
+            context: AbstractContextManager[None] = super().autocast(*arguments, **named)
+            return context
         precision = _PRECISIONS.get(self.mixed_precision)
-        with torch.autocast(self._device.type, precision, enabled=precision is not None):
-            yield
+        return torch.autocast(self._device.type, precision) if precision else nullcontext()

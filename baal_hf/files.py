@@ -41,7 +41,7 @@ class FileDataset(Dataset[Any]):
             `seed` to another number before it.
 
     Attributes:
-        files: The paths, as they were given.
+        files: The paths.
         lbls: The labels, or None.
         transform: As given.
         target_transform: As given.
@@ -64,7 +64,7 @@ class FileDataset(Dataset[Any]):
     ) -> None:
         if isinstance(files, str | bytes | os.PathLike):
             raise TypeError(f"FileDataset needs a list of files, got one path: {files!r}.")
-        self.files = [os.fspath(file) for file in files]
+        self.files = [os.fsdecode(file) for file in files]
         if not self.files:
             raise ValueError("FileDataset needs at least one file, got none.")
         if lbls is not None and len(lbls) != len(self.files):

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import broadcast, send_to_device
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -117,8 +117,10 @@ class ModelWrapper:
             The mean loss of each epoch.
 
         Raises:
-            ValueError: No rows, no targets, or a loss that is not finite, with its batch.
+            ValueError: No rows, no targets, `epoch` < 1, or a loss that is not finite, with its batch.
         """
+        if epoch < 1:
+            raise ValueError(f"Training needs epoch >= 1, got {epoch}.")
         return [
             self._epoch(dataset, optimizer, batch_size, number, use_cuda, workers, collate_fn, regularizer)
             for number in range(1, epoch + 1)
@@ -141,8 +143,9 @@ class ModelWrapper:
             ValueError: No rows, no targets, `average_predictions` < 1, or a loss that is not finite, with its batch.
         """
         accelerator = self.accelerator(use_cuda)
-        loader = accelerator.prepare_data_loader(self._loader(dataset, batch_size, workers, collate_fn, shuffle=False))
-        metrics = {name: made() for name, made in self._metrics.items()}
+        loader = self._loader(dataset, batch_size, workers, collate_fn, accelerator, shuffle=False)
+        metrics = {name: _on(accelerator, made()) for name, made in self._metrics.items()}
+        ignored = getattr(self.criterion, "ignore_index", None)
         total, rows = 0.0, 0
         for place, batch in enumerate(loader):
             inputs, target = inputs_and_target(batch, has_targets(dataset))
@@ -156,7 +159,7 @@ class ModelWrapper:
             if metrics:
                 probabilities = self.links.to_probabilities(outputs)
                 for metric in metrics.values():
-                    update(metric, outputs, probabilities, target, self.links.names[0])
+                    update(metric, outputs, probabilities, target, self.links.names[0], ignored)
         self._values["test_loss"] = total / rows
         self._values |= {f"test_{name}": result(metric, name) for name, metric in metrics.items()}
         return total / rows
@@ -232,17 +235,21 @@ class ModelWrapper:
             ValueError: It is not finite.
         """
         accelerator = self.accelerator(cuda)
-        model, stepping = self._trained_on(accelerator), _stepping(optimizer, accelerator)
+        model = self._trained_on(accelerator)
         self.model.train()
         try:
-            return self._step(model, _as_inputs(data), target, stepping, accelerator, regularizer)
+            return self._step(model, _as_inputs(data), target, optimizer, accelerator, regularizer)
         except FloatingPointError as error:
             raise ValueError(f"The batch: {error}") from None
 
     def test_on_batch(self, data: Any, target: Any, cuda: bool | None = None, average_predictions: int = 1) -> Tensor:
         """The loss of a batch; as `test_on_dataset`."""
-        outputs = self._tested(_as_inputs(data), average_predictions, self.accelerator(cuda))
-        return self._loss(outputs, target).detach()
+        accelerator = self.accelerator(cuda)
+        outputs = self._tested(_as_inputs(data), average_predictions, accelerator)
+        loss = self._loss(outputs, _to(target, accelerator)).detach()
+        if not bool(torch.isfinite(loss)):
+            raise ValueError(f"The batch: the loss is {loss.item()}. Look at its rows, or at the weights.")
+        return loss
 
     # Predicting
 
@@ -267,7 +274,7 @@ class ModelWrapper:
             iterations: Number of draws, T.
             use_cuda: Whether to use the accelerator; None uses it where there is one.
             workers: Processes that load rows.
-            collate_fn: Makes a batch of rows.
+            collate_fn: Makes a batch of rows, which in a pool have no target.
             half: Return float16.
             verbose: Show a progress bar.
             store: A folder to put them in instead of memory, for a model with one output. A run that was killed goes on
@@ -309,10 +316,13 @@ class ModelWrapper:
         """Probabilities of a batch of inputs under T draws, on the device: [B, C, *S, T], or a list of such tensors.
 
         Raises:
-            ValueError: T < 1, or no dropout to draw from.
+            ValueError: T < 1, no dropout to draw from, or outputs that are not finite.
         """
         check_iterations(iterations, self.posterior)
-        return self._drawn(_as_inputs(data), iterations, self.accelerator(cuda))
+        probs = self._drawn(_as_inputs(data), iterations, self.accelerator(cuda))
+        if not all(bool(torch.isfinite(part).all()) for part in (probs if isinstance(probs, list) else [probs])):
+            raise ValueError("The model's outputs for the batch are not finite. Look at its rows, or at the weights.")
+        return probs
 
     # State
 
@@ -322,7 +332,8 @@ class ModelWrapper:
         Args:
             name: In `get_metrics` it is `test_<name>`.
             initializer: Makes the metric: a module of `evaluate`, which is given classes or probabilities as its
-                features ask, or a metric of torchmetrics, which is given the outputs.
+                features ask, without the positions that the criterion ignores (`ignore_index`), or a metric of
+                torchmetrics, which is given the outputs.
         """
         self._metrics[name] = initializer
 
@@ -330,13 +341,21 @@ class ModelWrapper:
         """The last values whose names begin with `prefix`: `train_loss`, `test_loss`, and those that were added."""
         return {name: value for name, value in self._values.items() if name.startswith(prefix)}
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What training and predictions depend on, besides model, posterior and rows, as JSON."""
+        parts = {"criterion": described(self.criterion), "outputs": described(self.links)}
+        return {"class": type(self).__name__, **parts, "precision": self._mixed_precision}
+
     def state_dict(self) -> dict[str, Any]:
         """The model's weights."""
         return self.model.state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
-        """Load weights into the model."""
-        self.model.load_state_dict(state_dict, strict=strict)
+        """Load weights into the model, also those that were saved from `MCDropoutModule` or its kin around it."""
+        inside = {name.removeprefix("parent_module."): value for name, value in state_dict.items()}
+        known = inside.keys() <= self.model.state_dict().keys()
+        self.model.load_state_dict(inside if known else state_dict, strict=strict)
 
     def train(self) -> None:
         """Put the model in training mode."""
@@ -372,15 +391,15 @@ class ModelWrapper:
     ) -> float:
         """One epoch; its mean loss."""
         accelerator = self.accelerator(use_cuda)
-        model, stepping = self._trained_on(accelerator), _stepping(optimizer, accelerator)
-        loader = accelerator.prepare_data_loader(self._loader(dataset, batch_size, workers, collate_fn, shuffle=True))
+        model = self._trained_on(accelerator)
+        loader = self._loader(dataset, batch_size, workers, collate_fn, accelerator, shuffle=True)
         total = torch.zeros(2)
         self.model.train()
         try:
             for place, batch in enumerate(loader):
                 inputs, target = inputs_and_target(batch, has_targets(dataset))
                 try:
-                    loss = self._step(model, inputs, _targeted(target), stepping, accelerator, regularizer)
+                    loss = self._step(model, inputs, _targeted(target), optimizer, accelerator, regularizer)
                 except FloatingPointError as error:
                     raise ValueError(f"Batch {place} of epoch {number}: {error}") from None
                 size = len(next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs[0])
@@ -413,8 +432,14 @@ class ModelWrapper:
                 f"the loss is {loss.item()}{'' if accelerator.num_processes == 1 else ' on this process'}. Look at its "
                 "rows, or at the learning rate."
             )
-        accelerator.backward(loss)
-        optimizer.step()
+        # Not the accelerator's backward, which divides by the batches that somebody else accumulates.
+        scaler = accelerator.scaler
+        torch.autograd.backward(loss if scaler is None else scaler.scale(loss))
+        if scaler is None:
+            optimizer.step()
+        else:  # takes the scale that float16 needs off the gradients
+            scaler.step(optimizer)
+            scaler.update()
         return loss.detach().float()
 
     def _loss(self, outputs: Any, target: Any) -> Tensor:
@@ -466,6 +491,8 @@ class ModelWrapper:
 
         def forward(model: nn.Module, batch: Any) -> Tensor:
             outputs = _called(model, inputs_and_target(batch, with_targets)[0])
+            if any(output.ndim < 2 for output in (outputs if isinstance(outputs, list) else [outputs])):
+                raise ValueError("ModelWrapper needs outputs [B, C, ...], got [B]: let the model return [B, 1].")
             return packing.packed(self.links.to_probabilities(outputs))
 
         sampler = Sampler(
@@ -474,7 +501,7 @@ class ModelWrapper:
             forward,
             accelerator,
             batch_size=batch_size,
-            collate_fn=collate_fn or partial(_batch_of_inputs, has_targets(dataset)),
+            collate_fn=input_collator(collate_fn, dataset),
             num_workers=_cores(workers),
             progress=partial(progress_bar, "draws", not verbose or not accelerator.is_main_process),
         )
@@ -505,14 +532,27 @@ class ModelWrapper:
         }
         return sample_to_store(sampler, dataset, range(iterations), folder, manifest, accelerator, half=half)
 
-    def _loader(self, dataset: Any, batch_size: int, workers: int, collate_fn: Any, shuffle: bool) -> DataLoader[Any]:
+    def _loader(
+        self, dataset: Any, batch_size: int, workers: int, collate_fn: Any, accelerator: Accelerator, shuffle: bool
+    ) -> DataLoader[Any]:
+        """Batches of this process, on its device."""
         if isinstance(dataset, Sized) and len(dataset) == 0:
             raise ValueError("ModelWrapper needs rows, and the dataset has none. Is something labelled?")
         # Only an order is drawn from the global randomness: a loader that needs none would take a number, too.
         generator = None if shuffle else torch.Generator()
-        return DataLoader(
+        loader: DataLoader[Any] = DataLoader(
             dataset, batch_size, shuffle, num_workers=_cores(workers), collate_fn=collate_fn, generator=generator
         )
+        # Not the accelerator's own method, which keeps every loader, and with it every dataset, for good.
+        mine: DataLoader[Any] = prepare_data_loader(
+            loader,
+            accelerator.device,
+            accelerator.num_processes,
+            accelerator.process_index,
+            put_on_device=True,
+            rng_types=accelerator.rng_types.copy(),
+        )
+        return mine
 
     def accelerator(self, use_cuda: bool | None) -> Accelerator:
         """Device, precision and processes; made when it is first asked for.
@@ -544,12 +584,6 @@ class ModelWrapper:
         return self._exchanging
 
 
-def _stepping(optimizer: Optimizer, accelerator: Accelerator) -> Any:
-    """The optimizer; in float16 one that takes the scale of the loss off the gradients."""
-    scaler = accelerator.scaler
-    return optimizer if scaler is None else AcceleratedOptimizer(optimizer, device_placement=False, scaler=scaler)
-
-
 @torch.no_grad()
 def _agreed_buffers(model: nn.Module, accelerator: Accelerator) -> None:
     """Give every process the main one's buffers: each has seen other rows, and batch norm's statistics tell."""
@@ -558,8 +592,25 @@ def _agreed_buffers(model: nn.Module, accelerator: Accelerator) -> None:
             buffer.copy_(broadcast(buffer.clone()))
 
 
-def _batch_of_inputs(with_target: bool, rows: list[Any]) -> Any:
-    """A batch of rows as torch makes it, without targets, which are not looked at, and may be None."""
+def input_collator(collate_fn: Callable[[list[Any]], Any] | None, dataset: Any) -> Callable[[list[Any]], Any]:
+    """What makes batches of rows whose targets are not looked at, and may be None or not there."""
+    if collate_fn is None:
+        return partial(_inputs_collated, has_targets(dataset))
+    return partial(_collated_without_targets, collate_fn)
+
+
+def _collated_without_targets(collate_fn: Callable[[list[Any]], Any], rows: list[Any]) -> Any:
+    try:
+        return collate_fn(rows)
+    except (KeyError, IndexError) as error:
+        raise ValueError(
+            f"collate_fn asks for something that rows do not have ({error!r}): labels are hidden in a pool. Let it "
+            "leave out what a row does not have."
+        ) from error
+
+
+def _inputs_collated(with_target: bool, rows: list[Any]) -> Any:
+    """As torch does it, without targets."""
     return default_collate(
         [inputs_and_target(row, with_target)[0] if isinstance(row, Mapping | tuple | list) else row for row in rows]
     )
@@ -594,6 +645,11 @@ def _each(change: Callable[[Tensor], Tensor], outputs: Any) -> Any:
 
 def _as_inputs(data: Any) -> Any:
     return data if isinstance(data, Mapping | tuple | list) else (data,)
+
+
+def _on(accelerator: Accelerator, metric: Any) -> Any:
+    """A metric of torchmetrics on the device of what it will be given."""
+    return metric.to(accelerator.device) if isinstance(metric, nn.Module) else metric
 
 
 def _to(values: Any, accelerator: Accelerator) -> Any:

@@ -228,6 +228,8 @@ def test_missing_files_are_named(files: list[Path], tmp_path: Path) -> None:
     assert text.endswith(f"{gone[4]}, ...") and "gone5" not in text
     with pytest.raises(FileNotFoundError, match=r"1 of 2 do not: .*gone0\.png$"):
         FileDataset([files[0], gone[0]])
+    with pytest.raises(FileNotFoundError, match=r"1 of 1 do not: .*gone0\.png$"):
+        FileDataset([bytes(gone[0])])
     with pytest.raises(FileNotFoundError, match="1 of 1 do not"):
         FileDataset([tmp_path])  # a folder is no file
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import re
+import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -472,6 +475,8 @@ def test_test_epochs() -> None:
     optimizer = torch.optim.SGD(model.model.parameters(), 0.1)
     history = model.train_and_test_on_datasets(rows, rows, optimizer, 20, 5, **OPTIONS, skip_epochs=2)
     assert len(history) == 3
+    with pytest.raises(ValueError, match="epoch >= 1, got 0"):
+        model.train_on_dataset(rows, optimizer, epoch=0)
     for wrong in ({"patience": 0}, {"skip_epochs": 0}, {"epoch": 0}):
         with pytest.raises(ValueError, match="numbers >= 1"):
             model.train_and_test_on_datasets(rows, rows, optimizer, **wrong)
@@ -538,3 +543,67 @@ def test_names_of_baal() -> None:
     for name, arguments in wanted.items():
         found = " ".join(inspect.signature(getattr(ModelWrapper, name)).parameters)
         assert re.match(f"self {arguments}", found)
+
+
+def test_positions_that_the_criterion_ignores() -> None:
+    """A module of evaluate sees no position whose target the criterion ignores."""
+    target = torch.tensor([[0, 1, 255], [1, 255, 255]])
+    outputs = 5 * F.one_hot(target % 254, 2).movedim(-1, 1).float()  # all right; anything at 255
+    model = ModelWrapper(nn.Identity(), nn.CrossEntropyLoss(ignore_index=255))
+    for name in ("accuracy", "nll"):
+        model.add_metric(name, partial(metrics.load, name))
+    model.test_on_dataset(TensorDataset(outputs, target), 1, **OPTIONS)
+    found = model.get_metrics("test_")
+    assert found["test_accuracy"] == 1 and found["test_nll"] == pytest.approx(np.log1p(np.exp(-5)), rel=1e-4)
+
+
+def test_datasets_are_let_go() -> None:
+    """What was trained on, tested and predicted is kept by nobody."""
+    model, rows = wrapper(), digits(20)
+    optimizer = torch.optim.SGD(model.model.parameters(), 0.1)
+    model.train_and_test_on_datasets(rows, rows, optimizer, 8, **OPTIONS)
+    model.predict_on_dataset(rows, 8, 2, **OPTIONS, verbose=False)
+    kept = weakref.ref(rows)
+    del rows
+    gc.collect()
+    assert kept() is None
+
+
+def test_batches_that_are_not_finite() -> None:
+    """A batch of NaN is refused where it is trained, tested or predicted alone."""
+    model, rows = wrapper(), digits(8)
+    inputs, target = torch.full_like(rows.tensors[0], torch.nan), rows.tensors[1]
+    with pytest.raises(ValueError, match="The batch: the loss is nan"):
+        model.train_on_batch(inputs, target, torch.optim.SGD(model.model.parameters(), 0.1), cuda=False)
+    with pytest.raises(ValueError, match="The batch: the loss is nan"):
+        model.test_on_batch(inputs, target, cuda=False)
+    with pytest.raises(ValueError, match="not finite"):
+        model.predict_on_batch(inputs, 2, cuda=False)
+
+
+def test_rows_need_an_axis_of_outputs() -> None:
+    """A model that returns [B] is told what to return, before the pool is predicted."""
+    model = ModelWrapper(nn.Sequential(nn.Dropout(), nn.Linear(4, 1), nn.Flatten(0)), nn.MSELoss())
+    with pytest.raises(ValueError, match=r"let the model return \[B, 1\]"):
+        model.predict_on_dataset(TensorDataset(torch.rand(5, 4)), **OPTIONS, verbose=False)
+
+
+def test_weights_of_a_bayesian_module() -> None:
+    """Weights that were saved from `MCDropoutModule` are loaded by the wrapper that was made of it."""
+    module = MCDropoutModule(network())
+    saved = {name: value + 1 for name, value in module.state_dict().items()}
+    model = ModelWrapper(module, nn.CrossEntropyLoss())
+    model.load_state_dict(saved)
+    torch.testing.assert_close([*model.state_dict().values()], [*saved.values()])
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        model.load_state_dict(saved | {"parent_module.other": torch.zeros(1)})
+
+
+def test_a_collator_that_asks_for_labels() -> None:
+    """Predicting tells a collator that needs what a pool hides what to do."""
+    active = ActiveLearningDataset(digits(20))
+    model = wrapper()
+    with pytest.raises(ValueError, match="labels are hidden in a pool"):
+        model.predict_on_dataset(
+            active.pool, **OPTIONS, verbose=False, collate_fn=lambda rows: [torch.tensor([row[1] for row in rows])]
+        )

@@ -87,7 +87,7 @@ class DirichletCalibrator:
 
         Raises:
             ValueError: As `Scaling.fit`; there are no rows, a row has no label or more than one, or one that is no
-                class, in either set; the wrapper predicts another number of classes.
+                class, in either set; the wrapper predicts another number of classes; `store` is asked for.
             TypeError: As `Scaling.fit`; or a row is no tuple, list or dictionary; or the model has several outputs.
 
         Warns:
@@ -96,6 +96,10 @@ class DirichletCalibrator:
                 Whitney, 1947). The model was trained on them, or `test_set` is of another kind. Where few rows or a
                 small difference hide it, as in a model that hardly overfits, training rows are not noticed.
         """
+        if "store" in kwargs:
+            raise ValueError(f"{self.name} fits on predictions in memory: leave store out.")
+        if getattr(getattr(self.wrapper, "posterior", None), "size", None) == 1:
+            kwargs.setdefault("iterations", 1)
 
         def predicted(rows: Any) -> NumpyArray:
             probs = self.wrapper.predict_on_dataset(rows, batch_size=batch_size, use_cuda=use_cuda, **kwargs)

@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from baal_hf.arrays import NumpyArray
+from baal_hf.ensemble import EnsembleModelWrapper
 from baal_hf.modelwrapper import ModelWrapper
 from baal_hf.posterior import Deterministic, MCDropout
 from baal_hf.sampling import described
@@ -27,6 +28,9 @@ class WrapperLearner:
         batch_size: Rows of a batch.
         epoch: Epochs of each training.
         **options: `use_cuda`, `workers`, `collate_fn`, as the wrapper's methods take them.
+
+    Raises:
+        ValueError: The wrapper is an `EnsembleModelWrapper`, whose members a round would have to train one by one.
     """
 
     def __init__(
@@ -37,6 +41,11 @@ class WrapperLearner:
         epoch: int = 1,
         **options: Any,
     ) -> None:
+        if isinstance(wrapper, EnsembleModelWrapper):
+            raise ValueError(
+                "WrapperLearner trains one network a round, and EnsembleModelWrapper draws from several: train its "
+                "members in a loop of your own around ActiveLearningLoop."
+            )
         self.wrapper = wrapper
         self.optimizer = optimizer
         self.batch_size = batch_size
@@ -51,6 +60,7 @@ class WrapperLearner:
     def settings(self) -> dict[str, Any]:
         return {
             "posterior": described(self.wrapper.posterior),
+            "wrapper": self.wrapper.settings,
             "training": {"optimizer": described(self.optimizer), "batch_size": self.batch_size, "epoch": self.epoch},
         }
 

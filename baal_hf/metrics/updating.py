@@ -10,7 +10,9 @@ from datasets import Features, Value
 from torch import Tensor
 
 
-def update(metric: Any, outputs: Any, probabilities: Any, target: Any, link: str | None) -> None:
+def update(
+    metric: Any, outputs: Any, probabilities: Any, target: Any, link: str | None, ignored: int | None = None
+) -> None:
     """Add a batch to a metric.
 
     A module of `evaluate` is given what its features ask for: a number for each prediction is its class, or the value
@@ -24,6 +26,7 @@ def update(metric: Any, outputs: Any, probabilities: Any, target: Any, link: str
         probabilities: Of the outputs, [B, C, *S].
         target: [B, *S], or as `outputs`.
         link: Name of what made the probabilities.
+        ignored: Target of positions that are left out where a target is a class; None leaves none out.
 
     Raises:
         ValueError: A module of `evaluate` and a model with several outputs, or one that takes something else.
@@ -36,7 +39,10 @@ def update(metric: Any, outputs: Any, probabilities: Any, target: Any, link: str
     predictions, references = _features(metric)
     takes_probabilities = not isinstance(predictions, Value) and "int" not in predictions.feature.dtype
     values = probabilities if link == "none" or takes_probabilities else _classes(probabilities, link)
-    metric.add_batch(predictions=_shaped(values, predictions), references=_shaped(target, references))
+    shaped = _shaped(values, predictions), _shaped(target, references)
+    if ignored is not None and isinstance(references, Value) and not target.is_floating_point():
+        shaped = tuple(column[shaped[1] != ignored] for column in shaped)
+    metric.add_batch(predictions=shaped[0], references=shaped[1])
 
 
 def result(metric: Any, name: str) -> Any:
@@ -51,7 +57,9 @@ def _features(metric: Any) -> tuple[Any, Any]:
     """What a module of `evaluate` takes as predictions and as references."""
     features = metric.features if isinstance(metric.features, Features) else metric.features[0]
     if not {"predictions", "references"} <= set(features):
-        raise ValueError(f"A metric is given predictions and references, and {metric.name} takes {', '.join(features)}.")
+        raise ValueError(
+            f"A metric is given predictions and references, and {metric.name} takes {', '.join(features)}."
+        )
     return features["predictions"], features["references"]
 
 

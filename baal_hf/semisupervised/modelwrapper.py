@@ -12,9 +12,10 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from baal_hf.modelwrapper import ModelWrapper
+from baal_hf.modelwrapper import ModelWrapper, input_collator
 from baal_hf.outputs import found_logits, token_mask
 from baal_hf.rows import has_targets, inputs_and_target
+from baal_hf.sampling import described
 from baal_hf.semisupervised.base import SemiSupervisedMethod
 from baal_hf.semisupervised.methods import semi_supervised_method
 from baal_hf.semisupervised.ramp_up import ramp_up
@@ -31,8 +32,9 @@ class SemiSupervisedModelWrapper(ModelWrapper):
     a function of the seed and of the step, and processes see different ones. Testing and predicting know nothing of
     this. A class is learned for each row, or for each position of outputs [B, C, *S] that is no padding.
 
-    Each call of `train_on_dataset` or `train_and_test_on_datasets` is a training of its own: its ramp starts at 0, and
-    a mean teacher as a copy of the model. The teacher is tested, predicted with or saved in the model's place:
+    Each call of `train_on_dataset` or `train_and_test_on_datasets` is a training of its own: its ramp starts at 0, a
+    mean teacher as a copy of the model, and the unlabelled rows with those that came first: say `epoch=20` rather than
+    call it twenty times. The teacher is tested, predicted with or saved in the model's place:
 
         with wrapper.method.swapped_into(wrapper.model):
             wrapper.test_on_dataset(test)
@@ -82,6 +84,7 @@ class SemiSupervisedModelWrapper(ModelWrapper):
         self.seed = seed
         self._steps = 0  # of this training
         self._unlabelled_batches: Iterator[Any] | None = None
+        self._with_targets = False  # whether they are tuples that end with a target
         self._unlabelled_losses: list[Tensor] = []  # of this epoch
         super().__init__(*args, **kwargs)
         if not {"softmax", "log_softmax"}.issuperset(self.links.names):
@@ -89,6 +92,18 @@ class SemiSupervisedModelWrapper(ModelWrapper):
                 f"{type(self).__name__} needs a model of classes that exclude each other: a criterion such as "
                 'cross-entropy, or probabilities="softmax".'
             )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        method = {
+            name: described(value)
+            for name, value in vars(self.method).items()
+            if not name.startswith("_") and not isinstance(value, nn.Module)  # what it keeps between steps
+        }
+        return super().settings | {
+            "method": {"class": type(self.method).__name__, **method},
+            "unlabelled": [self.unlabelled_weight, self.ratio, self.ramp_up_steps, self.seed],
+        }
 
     def _epoch(
         self,
@@ -110,8 +125,10 @@ class SemiSupervisedModelWrapper(ModelWrapper):
             self._rows = unlabelled_rows(type(self).__name__, self.unlabelled_dataset)
         if self.unlabelled_weight > 0:
             workers_here = min(workers, os.cpu_count() or 1)
+            collate = input_collator(collate_fn, self._rows)
+            self._with_targets = collate_fn is not None and has_targets(self._rows)
             batches = unlabelled_batches(
-                self._rows, batch_size, self.ratio, self.seed, self._steps, accelerator, collate_fn, workers_here
+                self._rows, batch_size, self.ratio, self.seed, self._steps, accelerator, collate, workers_here
             )
             self._unlabelled_batches = iter(batches)
         try:
@@ -151,13 +168,15 @@ class SemiSupervisedModelWrapper(ModelWrapper):
             raise RuntimeError(
                 f"{type(self).__name__} has unlabelled batches in train_on_dataset and train_and_test_on_datasets only."
             )
-        inputs, _ = inputs_and_target(next(self._unlabelled_batches), has_targets(self._rows))
+        inputs, _ = inputs_and_target(next(self._unlabelled_batches), self._with_targets)
         # Of the bare model: what exchanges gradients between processes takes one pass before a backward pass, and does
         # exchange the sum of both parts.
         loss = self.method.loss(self.model, send_to_device(inputs, accelerator.device), _class_logits)
-        if not bool(torch.isfinite(loss)):
+        # All processes stop together: the others would wait for the one that did.
+        if not bool(accelerator.gather(torch.isfinite(loss.detach())[None]).all()):
             raise FloatingPointError(
-                f"the loss of the unlabelled rows beside it is {loss.item()}. Lower the learning rate or "
+                f"the loss of the unlabelled rows beside it is {loss.item()}"
+                f"{'' if accelerator.num_processes == 1 else ' on this process'}. Lower the learning rate or "
                 "unlabelled_weight, or look for inputs that are not finite."
             )
         self._unlabelled_losses.append(loss.detach().float())

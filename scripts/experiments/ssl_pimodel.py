@@ -22,8 +22,8 @@ The two loops have the same settings: AdamW, a cosine schedule, gradients clippe
 order, so that their accuracies agree on average only.
 
 Written to --output_dir: records of each method and seed, settings.json, table.md (mean accuracy over seeds and the
-difference from supervised, paired by seed, with 95 % t-intervals) and, where several numbers of labels are asked for by
---labels, learning_curve.png. Runs whose record is there are not repeated.
+difference from supervised, paired by seed, with 95 % t-intervals) and accuracy.png; where several numbers of labels are
+asked for by --labels, learning_curve.png. Runs whose record is there are not repeated.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from run_records import Accuracy, Record, RunRecords, interval, markdown
 from sklearn.datasets import load_digits
 from text_features import text_features
@@ -264,6 +265,21 @@ def table(records: list[Record]) -> str:
     return markdown(rows)
 
 
+def picture(records: list[Record], path: Path, title: str) -> None:
+    """Accuracy of each method: a dot for each seed, and the mean."""
+    by_method: dict[str, list[float]] = {}
+    for record in records:
+        by_method.setdefault(record["heuristic"], []).append(100 * record["accuracy"])
+    figure = Figure(figsize=(1.5 + 1.3 * len(by_method), 4), layout="constrained")
+    axes = figure.subplots()
+    for place, values in enumerate(by_method.values()):
+        axes.plot([place - 0.1] * len(values), values, "o", color="0.6", markersize=4)
+        axes.plot(place + 0.1, np.mean(values), "D", color="C0")
+    axes.set_xticks(range(len(by_method)), [name.replace(", ", ",\n") for name in by_method])
+    axes.set(title=title, ylabel="test accuracy (%)", xlim=(-0.5, len(by_method) - 0.5))
+    figure.savefig(path, dpi=120)
+
+
 def parsed(argv: list[str] | None) -> argparse.Namespace:
     """The arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -316,8 +332,11 @@ def main(argv: list[str] | None = None) -> list[Record]:
     found = [r for n in args.labels for own in by_method for r in own if r["labelled"] == n]
     text = table(found)
     (args.output_dir / "table.md").write_text(text + "\n", encoding="utf-8")
+    title = f"{Path(args.data).stem}, with and without unlabelled rows"
     if len(args.labels) > 1:
-        learning_curve(found, args.output_dir / "learning_curve.png", f"{args.data}, with and without unlabelled rows")
+        learning_curve(found, args.output_dir / "learning_curve.png", title)
+    else:
+        picture(found, args.output_dir / "accuracy.png", title)
     print(text)
     print(f"Written to {args.output_dir}")
     return found

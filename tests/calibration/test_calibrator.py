@@ -220,6 +220,8 @@ def test_what_cannot_be_calibrated_is_refused(wrapper):
     with pytest.raises(ValueError, match=r"needs C = 5 classes, got \[30, 3, 20\]"):
         DirichletCalibrator(wrapper, 5, 0.01, 1).calibrate(train, train, 16, 1, False, workers=0)
     calibrator = DirichletCalibrator(wrapper, 3, 0.01, 1)
+    with pytest.raises(ValueError, match="leave store out"):
+        calibrator.calibrate(train, train, 16, 1, False, store="folder")
     with pytest.raises(RuntimeError, match="call calibrate first"):
         _ = calibrator.calibrated_model
     with pytest.raises(ValueError, match=r"needs rows \(..., label\), got row 0 without a label"):

@@ -23,6 +23,7 @@ from baal_hf import (
     ActiveLearningDataset,
     ActiveLearningExperiment,
     ClassificationChange,
+    EnsembleModelWrapper,
     KappaAverage,
     LabellingBudgetStoppingCriterion,
     MCDropout,
@@ -219,6 +220,13 @@ def wrapped(place: Path | None) -> ActiveLearningExperiment:
     return ActiveLearningExperiment(
         learner, dataset, others, "bald", criterion=KappaAverage(1.0), stop_set=others, **limits
     )
+
+
+def test_an_ensemble_of_wrappers_is_refused() -> None:
+    """A round trains one network: members that nobody trains would choose the rows."""
+    wrapper = EnsembleModelWrapper(nn.Linear(2, 2), nn.CrossEntropyLoss())
+    with pytest.raises(ValueError, match="trains one network a round"):
+        WrapperLearner(wrapper, partial(torch.optim.Adam, lr=1e-2))
 
 
 def test_with_a_model_wrapper(tmp_path: Path) -> None:

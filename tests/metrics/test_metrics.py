@@ -95,9 +95,10 @@ def test_batches_score_like_the_whole():
         ([0, 1], [0], r"Mismatch in the number of predictions \(2\) and references \(1\)"),
         ([], [], "needs at least one prediction"),
         ([0.2, 0.9], [0, 1], r"whole numbers, one class a row, got 0\.2 as predictions\[0\]"),
+        ([np.inf, 1], [0, 1], r"got inf as predictions\[0\]"),
         ([0, 1], [0, None], r"got nan as references\[1\]. Pass the argmax .* only rows that have a label"),
     ],
-    ids=["lengths", "empty", "probabilities", "unlabelled"],
+    ids=["lengths", "empty", "probabilities", "infinite", "unlabelled"],
 )
 def test_bad_input_is_named_and_leaves_the_metric_usable(metric, predictions, references, message):
     """Input that cannot be scored raises an error that names it, and the metric scores the next input as ever."""

@@ -15,6 +15,7 @@ from transformers import BertConfig, BertForSequenceClassification, TrainingArgu
 
 from baal_hf import SemiSupervisedModelWrapper, SemiSupervisedTrainer
 from baal_hf.semisupervised import MeanTeacher, PiModel, PseudoLabels, SemiSupervisedMethod
+from baal_hf.semisupervised.base import Forward
 
 METHODS = {
     "pi_model": (lambda: PiModel(augment=shortened), 100.0),
@@ -99,6 +100,23 @@ def results(processes: int) -> dict[str, Tensor]:
     return found
 
 
+class Failing(PiModel):
+    """A loss that is NaN on one of two processes."""
+
+    def loss(self, model: nn.Module, batch: dict, forward: Forward) -> Tensor:
+        return super().loss(model, batch, forward) * (float("nan") if PartialState().process_index == 1 else 1)
+
+
+def check_that_all_stop() -> None:
+    """A loss that is not finite on one process stops all."""
+    try:
+        by_modelwrapper(bert(), Failing(), 1.0, 2)
+    except ValueError as error:
+        assert "unlabelled rows beside it is" in str(error)
+    else:
+        raise AssertionError("a loss of NaN passed")
+
+
 def main() -> None:
     """Write results to the file, or compare with those in it."""
     processes, file = int(sys.argv[1]), Path(sys.argv[2])
@@ -109,6 +127,7 @@ def main() -> None:
         return
     for name, expected in torch.load(file, weights_only=True).items():
         torch.testing.assert_close(found[name], expected, atol=1e-6, rtol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+    check_that_all_stop()
     if PartialState().is_main_process:
         print("the processes agree")
 

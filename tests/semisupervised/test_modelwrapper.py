@@ -327,3 +327,42 @@ def test_log_softmax_is_taken() -> None:
     expected = trained(logits)
     torch.manual_seed(1)
     torch.testing.assert_close(trained(probs), expected)
+
+
+def test_unlabelled_rows_may_have_no_label() -> None:
+    """Labels of unlabelled rows are not looked at, whatever they are, and a collator is told that there are none."""
+    vectors = rows(30, seed=1).tensors[0]
+    expected = trained(wrapper())
+    torch.testing.assert_close(trained(wrapper(unlabelled_dataset=[(x, None) for x in vectors])), expected)
+    named = [{"input": x, "label": None} for x in vectors]
+
+    class Named(nn.Sequential):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input)
+
+    labelled = [{"input": x, "label": y} for x, y in rows(18)]
+    torch.testing.assert_close(trained(wrapper(Named(*network()), unlabelled_dataset=named), train=labelled), expected)
+    active = ActiveLearningDataset(rows(30, seed=1))
+    active.label_randomly(5)
+
+    def stacked(batch: list[Any]) -> tuple[Tensor, Tensor]:
+        return torch.stack([row[0] for row in batch]), torch.stack([row[1] for row in batch])
+
+    with pytest.raises(ValueError, match="labels are hidden in a pool"):
+        trained(wrapper(unlabelled_dataset=active), collate_fn=stacked)
+
+
+def test_settings_tell_what_training_depends_on() -> None:
+    """Settings differ by criterion, method and weight, and are the same before and after training."""
+    model = wrapper(method="mean_teacher")
+    before = model.settings
+    trained(model)
+    assert model.settings == before
+    others = [
+        wrapper(),
+        wrapper(method="mean_teacher", unlabelled_weight=2.0),
+        wrapper(method=MeanTeacher(0.9)),
+        wrapper(criterion=nn.CrossEntropyLoss(label_smoothing=0.3), method="mean_teacher"),
+        ModelWrapper(network(), nn.CrossEntropyLoss()),
+    ]
+    assert all(other.settings != before for other in others)

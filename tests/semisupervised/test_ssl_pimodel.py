@@ -42,6 +42,7 @@ def test_a_run_that_goes_on_ends_as_if_it_never_stopped(script: ModuleType, tmp_
     assert again[2].pop("mark") == 1
     assert again == records
     assert (tmp_path / "table.md").read_text(encoding="utf-8") == table
+    assert (tmp_path / "accuracy.png").stat().st_size > 5_000
 
 
 def test_both_loops_are_one_training(script: ModuleType, tmp_path: Path) -> None:

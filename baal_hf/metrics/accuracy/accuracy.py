@@ -45,7 +45,8 @@ class Accuracy(evaluate.Metric):  # type: ignore[misc]  # evaluate ships no type
 
 def _classes(column: str, values: Any) -> npt.NDArray[np.int64]:
     numbers = np.asarray(values, dtype=np.float64)  # [N]
-    wrong = np.flatnonzero(numbers != np.floor(numbers))  # fractions, and the NaN that a None becomes
+    # Fractions, infinity, and the NaN that a None becomes.
+    wrong = np.flatnonzero((numbers != np.floor(numbers)) | np.isinf(numbers))
     if wrong.size:
         raise ValueError(
             f"accuracy needs whole numbers, one class a row, got {numbers[wrong[0]]} as {column}[{wrong[0]}]. "

@@ -89,7 +89,8 @@ def _of_one_class(
 
 def _classes(column: str, values: Any) -> npt.NDArray[np.int64]:
     numbers = np.asarray(values, dtype=np.float64)  # [N]
-    wrong = np.flatnonzero(numbers != np.floor(numbers))  # fractions, and the NaN that a None becomes
+    # Fractions, infinity, and the NaN that a None becomes.
+    wrong = np.flatnonzero((numbers != np.floor(numbers)) | np.isinf(numbers))
     if wrong.size:
         raise ValueError(
             f"f1 needs whole numbers, one class a row, got {numbers[wrong[0]]} as {column}[{wrong[0]}]. "
