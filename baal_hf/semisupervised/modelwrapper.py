@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -95,11 +96,8 @@ class SemiSupervisedModelWrapper(ModelWrapper):
 
     @property
     def settings(self) -> dict[str, Any]:
-        method = {
-            name: described(value)
-            for name, value in vars(self.method).items()
-            if not name.startswith("_") and not isinstance(value, nn.Module)  # what it keeps between steps
-        }
+        names = inspect.signature(type(self.method)).parameters  # and not what it keeps between steps
+        method = {name: described(getattr(self.method, name, None)) for name in names}
         return super().settings | {
             "method": {"class": type(self.method).__name__, **method},
             "unlabelled": [self.unlabelled_weight, self.ratio, self.ramp_up_steps, self.seed],
