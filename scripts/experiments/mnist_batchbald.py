@@ -13,8 +13,8 @@ filters, then 128 hidden units with dropout; dropout 0.5 in all three places. 20
 each class, and 10 more a step. With `--repeat 4` the pool has four copies of each image, each with Gaussian noise of
 its own, of standard deviation 0.1 after pixels were normalised.
 
-Other than in the paper: a query sees 20 draws of 5,000 random images of the pool, each with all its copies, so that
-copies meet as they do in the whole pool; the network is trained anew at each step, by a fixed number of steps
+Other than in the paper: a query sees 20 draws of 5,000 rows of the pool, which are random images with all their copies,
+so that copies meet as they do in the whole pool; the network is trained anew at each step, by a fixed number of steps
 of Adam and not until the accuracy on further labelled rows falls; test images are predicted once, without dropout,
 which was as accurate as the mean of 10 draws or more. PowerBALD's temperature is 1/8 (Kirsch et al., 2023,
 arXiv:2106.12059).
@@ -73,7 +73,7 @@ class Settings:
     initial: int = 20
     query_size: int = 10
     labels: int = 250
-    pool_sample: int = 5_000  # images, each with its copies
+    pool_sample: int = 5_000
     draws: int = 20
     steps: tuple[tuple[float, int], ...] = ((3e-3, 350), (5e-4, 150))  # learning rate, steps with it
     batch_size: int = 64
@@ -127,7 +127,8 @@ def sampled(dataset: ActiveLearningDataset, images: int, settings: Settings, see
     """What a query sees of the pool: random images, each with all its copies that have no label."""
     shown = dataset.pool_ids % images  # the image of each row of the pool
     left = np.unique(shown)
-    chosen = np.random.default_rng(seed).choice(left, min(len(left), settings.pool_sample), replace=False)
+    number = min(len(left), settings.pool_sample // settings.repeat)
+    chosen = np.random.default_rng(seed).choice(left, number, replace=False)
     return Subset(dataset.pool, np.flatnonzero(np.isin(shown, chosen)).tolist())
 
 
@@ -225,14 +226,15 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--heuristics", nargs="+", choices=HEURISTICS, metavar="NAME", help=", ".join(HEURISTICS))
     parser.add_argument("--seeds", nargs="+", type=int, help="By default 2 3 4.")
     parser.add_argument("--labels", type=int, default=250, help="Labels at the end; by default 250.")
-    parser.add_argument("--pool_sample", type=int, default=5_000, help="Images that a query sees; by default 5,000.")
+    parser.add_argument("--pool_sample", type=int, default=5_000, help="Rows that a query sees; by default 5,000.")
     parser.add_argument("--workers", type=int, default=1, help="Processes of one thread each, if more than one.")
     parser.add_argument("--output_dir", type=Path, help="By default outputs/mnist_batchbald or outputs/..._x4.")
     parser.add_argument("--quick", action="store_true", help="Random and BatchBALD, one seed, 40 labels.")
     args = parser.parse_args(argv)
-    for name in ("repeat", "pool_sample"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} needs a number from 1, got {getattr(args, name)}")
+    if args.repeat < 1:
+        parser.error(f"--repeat needs a number from 1, got {args.repeat}")
+    if args.pool_sample < args.repeat:
+        parser.error(f"--pool_sample needs an image with all its copies, {args.repeat} rows, got {args.pool_sample}")
     args.heuristics = list(dict.fromkeys(args.heuristics or (["random", "batchbald"] if args.quick else HEURISTICS)))
     args.seeds = sorted(set(args.seeds or SEEDS[: 1 if args.quick else 3]))
     args.output_dir = args.output_dir or Path(

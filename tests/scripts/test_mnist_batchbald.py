@@ -206,7 +206,7 @@ def test_without_copies_there_is_no_noise(script: ModuleType) -> None:
     [
         (["--heuristics", "bold"], "invalid choice: 'bold'"),
         (["--repeat", "0"], "--repeat needs a number from 1, got 0"),
-        (["--pool_sample", "0"], "--pool_sample needs a number from 1, got 0"),
+        (["--pool_sample", "3", "--repeat", "4"], "--pool_sample needs an image with all its copies, 4 rows, got 3"),
     ],
 )
 def test_arguments_that_do_not_fit(
