@@ -40,7 +40,7 @@ class DeviceAccelerator(Accelerator):  # type: ignore[misc]  # accelerate ships 
         if self._is_elsewhere and shared.num_processes > 1:
             raise ValueError(
                 f"use_cuda={use_cuda} with {shared.num_processes} processes that exchange over {shared.device.type}: "
-                "leave use_cuda out, and say `accelerate launch --cpu` for the CPU."
+                "leave use_cuda out, and set ACCELERATE_USE_CPU=true for the CPU."
             )
         self._device = torch.device(kind) if self._is_elsewhere else shared.device
         if accumulated := GradientState().plugin_kwargs:  # of who made an accelerator before, and goes on with it

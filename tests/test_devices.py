@@ -85,7 +85,7 @@ def test_processes_exchange_over_one_kind_of_device() -> None:
     """With several processes on GPUs nobody can be on the CPU."""
     with process_on("meta"):
         PartialState().num_processes = 2
-        with pytest.raises(ValueError, match=r"2 processes that exchange over meta: .*accelerate launch --cpu"):
+        with pytest.raises(ValueError, match=r"2 processes that exchange over meta: .*ACCELERATE_USE_CPU=true"):
             DeviceAccelerator(False)
 
 

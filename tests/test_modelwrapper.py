@@ -547,7 +547,7 @@ def test_names_of_baal() -> None:
 
 def test_positions_that_the_criterion_ignores() -> None:
     """A module of evaluate sees no position whose target the criterion ignores."""
-    target = torch.tensor([[0, 1, 255], [1, 255, 255]])
+    target = torch.tensor([[0, 1, 255], [1, 255, 255]])  # a batch each
     outputs = 5 * F.one_hot(target % 254, 2).movedim(-1, 1).float()  # all right; anything at 255
     model = ModelWrapper(nn.Identity(), nn.CrossEntropyLoss(ignore_index=255))
     for name in ("accuracy", "nll"):
