@@ -77,6 +77,8 @@ class Settings:
     draws: int = 20
     steps: tuple[tuple[float, int], ...] = ((3e-3, 350), (5e-4, 150))  # learning rate, steps with it
     batch_size: int = 64
+    l2: float = 0.0
+    fresh_weights: bool = False  # at each step; if not, a step begins with the first weights of the seed
     test_draws: int = 1  # 1: without dropout
     test_rows: int = 10_000
 
@@ -160,8 +162,8 @@ def run(name: str, seed: int, settings: Settings, data: Images, earlier: Sequenc
         step_seed = 10_000 * seed + size
         started = time.perf_counter()
         torch.manual_seed(step_seed)
-        wrapper.load_state_dict(weights)
-        optimizer = torch.optim.Adam(wrapper.model.parameters())
+        wrapper.load_state_dict(network(data.classes).state_dict() if settings.fresh_weights else weights)
+        optimizer = torch.optim.Adam(wrapper.model.parameters(), weight_decay=settings.l2)
         for optimizer.param_groups[0]["lr"], steps in settings.steps:
             epochs = math.ceil(steps / math.ceil(size / settings.batch_size))
             wrapper.train_on_dataset(dataset, optimizer, settings.batch_size, epochs, workers=0)
@@ -227,12 +229,19 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, help="By default 2 3 4.")
     parser.add_argument("--labels", type=int, default=250, help="Labels at the end; by default 250.")
     parser.add_argument("--pool_sample", type=int, default=5_000, help="Rows that a query sees; by default 5,000.")
+    parser.add_argument("--draws", type=int, default=20, help="Of MC dropout, in a query; by default 20.")
+    parser.add_argument("--l2", type=float, default=0.0, help="Penalty on weights in Adam's gradients; by default none.")
+    parser.add_argument("--fresh_weights", action="store_true", help="Other first weights at each step.")
     parser.add_argument("--workers", type=int, default=1, help="Processes of one thread each, if more than one.")
     parser.add_argument("--output_dir", type=Path, help="By default outputs/mnist_batchbald or outputs/..._x4.")
     parser.add_argument("--quick", action="store_true", help="Random and BatchBALD, one seed, 40 labels.")
     args = parser.parse_args(argv)
     if args.repeat < 1:
         parser.error(f"--repeat needs a number from 1, got {args.repeat}")
+    if args.draws < 1:
+        parser.error(f"--draws needs a number from 1, got {args.draws}")
+    if args.l2 < 0:
+        parser.error(f"--l2 needs a number from 0, got {args.l2}")
     if args.pool_sample < args.repeat:
         parser.error(f"--pool_sample needs an image with all its copies, {args.repeat} rows, got {args.pool_sample}")
     args.heuristics = list(dict.fromkeys(args.heuristics or (["random", "batchbald"] if args.quick else HEURISTICS)))
@@ -246,7 +255,14 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> list[Record]:
     """Run what is not there yet, then print and write what came out; returns the records."""
     args = parsed(argv)
-    settings = Settings(repeat=args.repeat, labels=args.labels, pool_sample=args.pool_sample)
+    settings = Settings(
+        repeat=args.repeat,
+        labels=args.labels,
+        pool_sample=args.pool_sample,
+        draws=args.draws,
+        l2=args.l2,
+        fresh_weights=args.fresh_weights,
+    )
     if args.quick:
         settings = replace(settings, labels=40, pool_sample=50, draws=4, steps=((3e-3, 25),), test_rows=200)
     data = loaded(args.data, SIZE, "L")

@@ -97,6 +97,26 @@ def test_stopped_run_ends_like_another(
     assert len((tmp_path / "random-2.jsonl").read_bytes().splitlines()) == 3
 
 
+def test_fresh_weights_are_those_of_the_step(script: ModuleType, folder: Path) -> None:
+    """A step begins with weights of its own, the same in a run that goes on; without, with those of the first step."""
+    data = script.images(str(folder), 28, "L")
+    untrained = replace(small(script), steps=((0.0, 1),))
+    first, second = script.run("random", 2, untrained, data)
+    assert first["loss"] == second["loss"]
+    fresh = replace(untrained, fresh_weights=True)
+    first, second = script.run("random", 2, fresh, data)
+    assert first["loss"] != second["loss"]
+    assert untimed(list(script.run("random", 2, fresh, data, [first]))) == untimed([second])
+
+
+def test_l2_keeps_weights_small(script: ModuleType, folder: Path) -> None:
+    """With a heavy penalty the outputs are near those of all classes alike, log 10."""
+    data = script.images(str(folder), 28, "L")
+    settings = replace(small(script), labels=20, steps=((1e-2, 100),))
+    light, heavy = (next(script.run("random", 2, replace(settings, l2=l2), data)) for l2 in (0.0, 100.0))
+    assert abs(heavy["loss"] - np.log(10)) < 0.1 < abs(light["loss"] - np.log(10))
+
+
 def test_finished_runs_are_kept(script: ModuleType, folder: Path, quick: tuple[list[dict], Path, str]) -> None:
     """Started again, a finished run trains nothing, and the table is written again."""
     before = quick[0]
@@ -206,6 +226,8 @@ def test_without_copies_there_is_no_noise(script: ModuleType) -> None:
     [
         (["--heuristics", "bold"], "invalid choice: 'bold'"),
         (["--repeat", "0"], "--repeat needs a number from 1, got 0"),
+        (["--draws", "0"], "--draws needs a number from 1, got 0"),
+        (["--l2", "-1"], "--l2 needs a number from 0, got -1"),
         (["--pool_sample", "3", "--repeat", "4"], "--pool_sample needs an image with all its copies, 4 rows, got 3"),
     ],
 )
