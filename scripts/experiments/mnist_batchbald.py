@@ -230,7 +230,7 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--labels", type=int, default=250, help="Labels at the end; by default 250.")
     parser.add_argument("--pool_sample", type=int, default=5_000, help="Rows that a query sees; by default 5,000.")
     parser.add_argument("--draws", type=int, default=20, help="Of MC dropout, in a query; by default 20.")
-    parser.add_argument("--l2", type=float, default=0.0, help="Penalty on weights in Adam's gradients; by default none.")
+    parser.add_argument("--l2", type=float, default=0.0, help="Penalty on weights, in the gradients; by default none.")
     parser.add_argument("--fresh_weights", action="store_true", help="Other first weights at each step.")
     parser.add_argument("--workers", type=int, default=1, help="Processes of one thread each, if more than one.")
     parser.add_argument("--output_dir", type=Path, help="By default outputs/mnist_batchbald or outputs/..._x4.")
