@@ -240,7 +240,7 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"--repeat needs a number from 1, got {args.repeat}")
     if args.draws < 1:
         parser.error(f"--draws needs a number from 1, got {args.draws}")
-    if args.l2 < 0:
+    if not args.l2 >= 0:  # nor NaN
         parser.error(f"--l2 needs a number from 0, got {args.l2}")
     if args.pool_sample < args.repeat:
         parser.error(f"--pool_sample needs an image with all its copies, {args.repeat} rows, got {args.pool_sample}")
