@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,9 +38,16 @@ LINKS: dict[str, tuple[Link, Link]] = {
     "softmax": (_softmax, _log),
     "log_softmax": (lambda outputs: outputs.float().exp(), _log),
     "sigmoid": (lambda logits: logits.float().sigmoid(), _logit),
+    "probability": (_same, _same),
     "none": (_same, _same),
 }
-"""By name, what makes probabilities of outputs, and what makes outputs of probabilities; "none" is for regression."""
+"""By name, what makes probabilities of outputs, and what makes outputs of probabilities.
+
+Outputs of "probability" are those of classes that do not exclude each other; "none" is for regression.
+"""
+
+EACH_ALONE = frozenset({"sigmoid", "probability"})
+"""Links of classes that do not exclude each other."""
 
 _LINK_OF: dict[Any, str] = {
     nn.CrossEntropyLoss: "softmax",
@@ -49,8 +57,8 @@ _LINK_OF: dict[Any, str] = {
     nn.BCEWithLogitsLoss: "sigmoid",
     F.binary_cross_entropy_with_logits: "sigmoid",
     nn.MultiLabelSoftMarginLoss: "sigmoid",
-    nn.BCELoss: "none",
-    F.binary_cross_entropy: "none",
+    nn.BCELoss: "probability",
+    F.binary_cross_entropy: "probability",
     nn.MSELoss: "none",
     F.mse_loss: "none",
     nn.L1Loss: "none",
@@ -68,15 +76,41 @@ def link_of(criterion: Any) -> str:
     Raises:
         ValueError: It cannot be told.
     """
-    kinds = [criterion] if isinstance(criterion, type(F.mse_loss)) else type(criterion).__mro__
-    for kind in kinds:
-        if kind in _LINK_OF:
-            return _LINK_OF[kind]
+    link = _known_link(criterion)
+    if link is not None:
+        return link
     name = getattr(criterion, "__name__", type(criterion).__name__)
     raise ValueError(
         f"How the outputs for {name} become probabilities cannot be told: pass ModelWrapper(..., probabilities=...), "
         f"out of {', '.join(LINKS)}, or a function of the outputs [B, C, *S]."
     )
+
+
+def ignored_target(criterion: Any) -> int | None:
+    """The target of positions that a criterion leaves out; None if it leaves out none."""
+    if isinstance(criterion, nn.Module) or not callable(criterion):
+        return getattr(criterion, "ignore_index", None)
+    try:
+        parameter = inspect.signature(criterion).parameters.get("ignore_index")
+    except ValueError:  # of a function that is not written in Python
+        return None
+    return parameter.default if parameter is not None and isinstance(parameter.default, int) else None
+
+
+def beside(target: Any, outputs: Any, criterion: Any) -> Any:
+    """A target [B] as [B, 1] where a criterion compares it with outputs [B, 1] value by value, else as it is.
+
+    As it is, it would be compared with each of the outputs.
+    """
+    tensors = isinstance(target, Tensor) and isinstance(outputs, Tensor)
+    if not tensors or target.ndim != 1 or outputs.shape != (len(target), 1):
+        return target
+    return target[:, None] if _known_link(criterion) in {*EACH_ALONE, "none"} else target
+
+
+def _known_link(criterion: Any) -> str | None:
+    kinds = [criterion] if isinstance(criterion, type(F.mse_loss)) else type(criterion).__mro__
+    return next((_LINK_OF[kind] for kind in kinds if kind in _LINK_OF), None)
 
 
 class Links:

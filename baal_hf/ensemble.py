@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from baal_hf.modelwrapper import ModelWrapper
 from baal_hf.posterior import Ensemble
-from baal_hf.posterior.patching import unpatched
+from baal_hf.posterior.patching import is_patched
 
 
 class EnsembleModelWrapper(ModelWrapper):
@@ -29,7 +29,7 @@ class EnsembleModelWrapper(ModelWrapper):
     """
 
     def __init__(self, model: nn.Module, criterion: Callable[[Any, Any], Tensor] | None, **arguments: Any) -> None:
-        if arguments.get("posterior") is not None or unpatched(model)[1] is not None:
+        if arguments.get("posterior") is not None or is_patched(model):
             raise ValueError(
                 "The draws of EnsembleModelWrapper are its members: give it a model that is not patched, and no "
                 "posterior. For MC dropout or DropConnect take ModelWrapper."

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.data_loader import prepare_data_loader
-from accelerate.utils import broadcast, send_to_device
+from accelerate.utils import broadcast, find_batch_size, pad_across_processes, send_to_device
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, default_collate
 
-from baal_hf.criteria import Link, Links
+from baal_hf.criteria import Link, Links, beside, ignored_target
 from baal_hf.devices import DeviceAccelerator
 from baal_hf.metrics.updating import result, update
 from baal_hf.outputs import found_logits
@@ -58,13 +58,15 @@ class ModelWrapper:
         replicate_in_memory: Baal's, without effect: draws of a batch share what they can.
         posterior: What predictions are drawn from; `MCDropout()` by default. Training does not draw from it: the
             model's own dropout is on then, and weights are not dropped.
-        probabilities: How outputs become probabilities: "softmax", "log_softmax", "sigmoid", "none" (regression), a
-            function of the outputs, or a list with one of these for each output. None asks the criterion.
+        probabilities: How outputs become probabilities: "softmax", "log_softmax", "sigmoid", "probability" (they are,
+            of classes that do not exclude each other), "none" (regression), a function of the outputs, or a list with
+            one of these for each output. None asks the criterion.
         mixed_precision: "no", "fp16" or "bf16"; None is Accelerate's default. Accelerate keeps one precision for a
             process: the first that is asked for, another is an error there.
 
     Raises:
-        ValueError: The criterion's probabilities cannot be told, or there is no link of that name.
+        ValueError: The criterion's probabilities cannot be told, or there is no link of that name; the criterion sums
+            over the batch.
     """
 
     def __init__(
@@ -77,6 +79,8 @@ class ModelWrapper:
         probabilities: str | Link | Sequence[str | Link] | None = None,
         mixed_precision: str | None = None,
     ) -> None:
+        if getattr(criterion, "reduction", None) == "sum":
+            raise ValueError('ModelWrapper needs a mean over the batch: give the criterion reduction="mean".')
         self.model, taken_over = unpatched(model)
         self.posterior: Posterior = posterior or taken_over or MCDropout()
         self.criterion = criterion
@@ -145,12 +149,13 @@ class ModelWrapper:
         accelerator = self.accelerator(use_cuda)
         loader = self._loader(dataset, batch_size, workers, collate_fn, accelerator, shuffle=False)
         metrics = {name: _on(accelerator, made()) for name, made in self._metrics.items()}
-        ignored = getattr(self.criterion, "ignore_index", None)
+        ignored = ignored_target(self.criterion)
         total, rows = 0.0, 0
         for place, batch in enumerate(loader):
             inputs, target = inputs_and_target(batch, has_targets(dataset))
-            mine = self._tested(inputs, average_predictions, accelerator), _targeted(target)
-            outputs, target = accelerator.gather_for_metrics(mine)  # of all processes, no row twice
+            mine = self._tested(inputs, average_predictions, accelerator)
+            outputs, target = _gathered(mine, _targeted(target), ignored, accelerator)
+            target = beside(target, outputs, self.criterion)
             loss = float(self._loss(outputs, target))
             if not math.isfinite(loss):
                 raise ValueError(f"Batch {place} of the test: the loss is {loss}. Look at its rows, or at the weights.")
@@ -290,7 +295,8 @@ class ModelWrapper:
                 change from batch to batch; a store that was made of something else, as the message says.
             OSError: The store cannot be written; what is done is kept.
         """
-        sampler, packing = self._predicting(dataset, batch_size, iterations, use_cuda, workers, collate_fn, verbose)
+        arguments = (dataset, batch_size, iterations, use_cuda, workers, collate_fn, verbose)
+        sampler, packing = self._predicting(*arguments, stored=store is not None)
         if store is not None:
             return self._stored(store, sampler, dataset, iterations, collate_fn, half, self.accelerator(use_cuda))
         parts = sampler.predictions(dataset, iterations)
@@ -373,7 +379,7 @@ class ModelWrapper:
 
     def reset_all(self) -> None:
         """Draw the weights of all layers anew that know how to."""
-        for part in self.model.modules():
+        for part in reversed(list(self.model.modules())):  # a part that draws weights of its own parts comes after them
             reset: Any = getattr(part, "reset_parameters", getattr(part, "_reset_parameters", None))  # attention's
             if callable(reset):
                 reset()
@@ -402,7 +408,7 @@ class ModelWrapper:
                     loss = self._step(model, inputs, _targeted(target), optimizer, accelerator, regularizer)
                 except FloatingPointError as error:
                     raise ValueError(f"Batch {place} of epoch {number}: {error}") from None
-                size = len(next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs[0])
+                size = _rows_in(inputs)
                 total += torch.tensor([float(loss) * size, size])
         finally:
             self.model.eval()
@@ -445,7 +451,7 @@ class ModelWrapper:
     def _loss(self, outputs: Any, target: Any) -> Tensor:
         if self.criterion is None:
             raise ValueError("Training and testing need a criterion, and ModelWrapper was given None.")
-        loss = self.criterion(outputs, target)
+        loss = self.criterion(outputs, beside(target, outputs, self.criterion))
         if loss.numel() != 1:
             raise ValueError(
                 f"The criterion needs to return one number, a mean over the batch, got {list(loss.shape)}: give it "
@@ -470,10 +476,15 @@ class ModelWrapper:
         model, posterior, passes = self._model_on(accelerator), self.posterior, []
         for t in range(draws):
             with posterior.draw(model, t), accelerator.autocast():
-                passes.append(self.links.to_probabilities(_called(model, _to(inputs, accelerator))))
+                passes.append(self._probabilities(_called(model, _to(inputs, accelerator))))
         if isinstance(passes[0], list):
             return [torch.stack(outputs, -1) for outputs in zip(*passes, strict=True)]
         return torch.stack(passes, -1)
+
+    def _probabilities(self, outputs: Any) -> Any:
+        if any(output.ndim < 2 for output in (outputs if isinstance(outputs, list) else [outputs])):
+            raise ValueError("ModelWrapper needs outputs [B, C, ...], got [B]: let the model return [B, 1].")
+        return self.links.to_probabilities(outputs)
 
     def _predicting(
         self,
@@ -484,6 +495,7 @@ class ModelWrapper:
         workers: int,
         collate_fn: Callable[[list[Any]], Any] | None,
         verbose: bool,
+        stored: bool = False,
     ) -> tuple[Sampler, Packing]:
         posterior, accelerator, packing = self.posterior, self.accelerator(use_cuda), Packing()
         check_iterations(iterations, posterior)
@@ -491,9 +503,9 @@ class ModelWrapper:
 
         def forward(model: nn.Module, batch: Any) -> Tensor:
             outputs = _called(model, inputs_and_target(batch, with_targets)[0])
-            if any(output.ndim < 2 for output in (outputs if isinstance(outputs, list) else [outputs])):
-                raise ValueError("ModelWrapper needs outputs [B, C, ...], got [B]: let the model return [B, 1].")
-            return packing.packed(self.links.to_probabilities(outputs))
+            if stored and isinstance(outputs, list):
+                raise ValueError(f"A store holds one output of a model, and this one has {len(outputs)}.")
+            return packing.packed(self._probabilities(outputs))
 
         sampler = Sampler(
             self._model_on(accelerator),
@@ -502,7 +514,7 @@ class ModelWrapper:
             accelerator,
             batch_size=batch_size,
             collate_fn=input_collator(collate_fn, dataset),
-            num_workers=_cores(workers),
+            num_workers=up_to_cores(workers),
             progress=partial(progress_bar, "draws", not verbose or not accelerator.is_main_process),
         )
         return sampler, packing
@@ -541,7 +553,7 @@ class ModelWrapper:
         # Only an order is drawn from the global randomness: a loader that needs none would take a number, too.
         generator = None if shuffle else torch.Generator()
         loader: DataLoader[Any] = DataLoader(
-            dataset, batch_size, shuffle, num_workers=_cores(workers), collate_fn=collate_fn, generator=generator
+            dataset, batch_size, shuffle, num_workers=up_to_cores(workers), collate_fn=collate_fn, generator=generator
         )
         # Not the accelerator's own method, which keeps every loader, and with it every dataset, for good.
         mine: DataLoader[Any] = prepare_data_loader(
@@ -569,6 +581,8 @@ class ModelWrapper:
         return self._accelerators[use_cuda]
 
     def _model_on(self, accelerator: Accelerator) -> nn.Module:
+        if isinstance(self.criterion, nn.Module):
+            self.criterion.to(accelerator.device)  # it may have weights of classes
         return self.model.to(accelerator.device)
 
     def _trained_on(self, accelerator: Accelerator) -> nn.Module:
@@ -602,10 +616,10 @@ def input_collator(collate_fn: Callable[[list[Any]], Any] | None, dataset: Any) 
 def _collated_without_targets(collate_fn: Callable[[list[Any]], Any], rows: list[Any]) -> Any:
     try:
         return collate_fn(rows)
-    except (KeyError, IndexError) as error:
+    except (KeyError, IndexError, TypeError, ValueError) as error:
         raise ValueError(
-            f"collate_fn asks for something that rows do not have ({error!r}): labels are hidden in a pool. Let it "
-            "leave out what a row does not have."
+            f"collate_fn cannot make a batch of these rows ({error!r}). If it asks for labels: labels are hidden in a "
+            "pool, let it leave out what a row does not have."
         ) from error
 
 
@@ -616,7 +630,8 @@ def _inputs_collated(with_target: bool, rows: list[Any]) -> Any:
     )
 
 
-def _cores(workers: int) -> int:
+def up_to_cores(workers: int) -> int:
+    """As many worker processes, but no more than there are cores."""
     return min(workers, os.cpu_count() or 1)
 
 
@@ -624,8 +639,10 @@ def _called(model: nn.Module, inputs: Any) -> Any:
     """The model's outputs: a tensor, or a list of several.
 
     Raises:
-        ValueError: There are none.
+        ValueError: There are none, or the inputs are texts.
     """
+    if not isinstance(inputs, Mapping) and any(isinstance(part, str) for part in inputs):
+        raise ValueError("ModelWrapper got rows that are texts: give collate_fn=..., which makes tensors of them.")
     outputs = model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
     if isinstance(outputs, Mapping):
         return found_logits(outputs, ())
@@ -647,9 +664,51 @@ def _as_inputs(data: Any) -> Any:
     return data if isinstance(data, Mapping | tuple | list) else (data,)
 
 
+def _gathered(outputs: Any, target: Any, ignored: int | None, accelerator: Accelerator) -> tuple[Any, Any]:
+    """Outputs and target of all processes, no row twice; positions that one's rows are shorter by have no target.
+
+    Raises:
+        ValueError: Outputs of the processes have different shapes, and the criterion leaves out no position.
+    """
+    if accelerator.num_processes > 1:
+        if isinstance(outputs, Tensor) and isinstance(target, Tensor):
+            outputs, target = _as_long(outputs, target, ignored, accelerator)
+        outputs, target = accelerator.gather_for_metrics((outputs, target))
+    return outputs, target
+
+
+def _as_long(outputs: Tensor, target: Tensor, ignored: int | None, accelerator: Accelerator) -> tuple[Tensor, Tensor]:
+    """Outputs [B, C, *S] and target [B, *S], of the same *S on all processes."""
+    shapes = accelerator.gather(torch.tensor([outputs.shape[1:]], device=outputs.device))
+    if bool((shapes == shapes[0]).all()):
+        return outputs, target
+    if ignored is None or outputs.shape[2:] != target.shape[1:]:
+        raise ValueError(
+            f"Outputs of a row have shapes {shapes.unique(dim=0).tolist()} on the processes: pad all rows to one "
+            "length, or give the criterion an ignore_index."
+        )
+    for axis in range(2, outputs.ndim):
+        outputs = pad_across_processes(outputs, dim=axis)
+        target = pad_across_processes(target, dim=axis - 1, pad_index=ignored)
+    return outputs, target
+
+
+def _rows_in(inputs: Any) -> int:
+    """How many rows a batch has; what is no tensor has them as its items."""
+    try:
+        return int(find_batch_size(inputs))
+    except TypeError:
+        return len(next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs[0])
+
+
 def _on(accelerator: Accelerator, metric: Any) -> Any:
-    """A metric of torchmetrics on the device of what it will be given."""
-    return metric.to(accelerator.device) if isinstance(metric, nn.Module) else metric
+    """A metric of torchmetrics on the device of what it will be given, which is what all processes have."""
+    if not isinstance(metric, nn.Module):
+        return metric
+    for part in metric.modules():  # of a collection each
+        if hasattr(part, "sync_on_compute"):
+            part.sync_on_compute = False  # type: ignore[assignment]
+    return metric.to(accelerator.device)
 
 
 def _to(values: Any, accelerator: Accelerator) -> Any:

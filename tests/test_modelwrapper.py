@@ -24,12 +24,14 @@ from baal_hf import (
     BALD,
     ActiveLearningDataset,
     ActiveLearningLoop,
+    Ensemble,
     EnsembleModelWrapper,
     MCDropConnect,
     MCDropout,
     MCDropoutModule,
     ModelWrapper,
     metrics,
+    patch_module,
 )
 
 OPTIONS = {"use_cuda": False, "workers": 0}
@@ -498,7 +500,7 @@ def test_bad_input() -> None:
     """What cannot be told or done says who needs what, and what to do."""
     with pytest.raises(ValueError, match="cannot be told: pass ModelWrapper"):
         ModelWrapper(network(), lambda outputs, target: outputs.mean())
-    with pytest.raises(ValueError, match=r"out of softmax, log_softmax, sigmoid, none, or a function, got .'tanh'."):
+    with pytest.raises(ValueError, match=r"out of softmax, log_softmax, sigmoid, probability, none, or a function"):
         ModelWrapper(network(), nn.MSELoss(), probabilities="tanh")
     model = wrapper()
     optimizer = torch.optim.SGD(model.model.parameters(), 0.1)
@@ -607,3 +609,160 @@ def test_a_collator_that_asks_for_labels() -> None:
         model.predict_on_dataset(
             active.pool, **OPTIONS, verbose=False, collate_fn=lambda rows: [torch.tensor([row[1] for row in rows])]
         )
+
+
+def test_a_store_holds_one_output(tmp_path: Path) -> None:
+    """Several outputs are refused for a store, before anything is written."""
+    model = ModelWrapper(TwoInputs(True), None, probabilities="softmax")
+    rows = TensorDataset(torch.ones(4, 2), torch.ones(4, 2), torch.zeros(4))
+    assert len(model.predict_on_dataset(rows, 2, 3, **OPTIONS, verbose=False)) == 2
+    with pytest.raises(ValueError, match="A store holds one output of a model, and this one has 2"):
+        model.predict_on_dataset(rows, 2, 3, **OPTIONS, verbose=False, store=tmp_path / "store")
+
+
+@pytest.mark.parametrize("criterion", [F.cross_entropy, F.nll_loss, partial(F.cross_entropy, ignore_index=7)])
+def test_positions_that_a_function_ignores(criterion: Any) -> None:
+    """A function leaves out the positions that its own default says."""
+    ignored = 7 if isinstance(criterion, partial) else -100
+    outputs, target = torch.tensor([[5.0, -5], [-5, 5], [-5, 5]]), torch.tensor([0, 1, ignored])
+    model = ModelWrapper(nn.Identity(), criterion, probabilities="softmax")
+    model.add_metric("accuracy", partial(metrics.load, "accuracy"))
+    model.test_on_dataset(TensorDataset(outputs, torch.where(target == 1, 0, target)), 3, **OPTIONS)
+    assert model.get_metrics("test_")["test_accuracy"] == 0.5
+
+
+class Squares(evaluate.Metric):
+    """Mean squared error."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        features = datasets.Features(predictions=Value("float"), references=Value("float"))
+        return evaluate.MetricInfo(description="", citation="", inputs_description="", features=features)
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        return {"squares": float(np.square(np.subtract(predictions, references)).mean())}
+
+
+def test_values_that_a_function_gives() -> None:
+    """Of one value that a function makes of the outputs there is no class to choose: it is the prediction."""
+    outputs, target = torch.tensor([[1.0, 1], [2, 1], [3, 1]]), torch.tensor([1.0, 2, 6])
+    model = ModelWrapper(
+        nn.Identity(),
+        lambda found, wanted: F.gaussian_nll_loss(found[:, 0], wanted, found[:, 1]),
+        probabilities=lambda found: found[:, :1],
+    )
+    model.add_metric("squares", Squares)
+    model.test_on_dataset(TensorDataset(outputs, target), 2, **OPTIONS)
+    assert model.get_metrics("test_")["test_squares"] == 3
+
+
+@pytest.mark.parametrize("made", [nn.BCELoss(), F.binary_cross_entropy])
+def test_outputs_that_are_probabilities(made: Any) -> None:
+    """Of a criterion of probabilities those above one half are classes."""
+    rows = TensorDataset(torch.tensor([[0.9], [0.4], [0.6]]), torch.tensor([[1.0], [0], [0]]))
+    model = ModelWrapper(nn.Identity(), made)
+    model.add_metric("accuracy", partial(metrics.load, "accuracy"))
+    model.test_on_dataset(rows, 2, **OPTIONS)
+    assert model.get_metrics("test_")["test_accuracy"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("made", [nn.MSELoss(), F.l1_loss, nn.BCEWithLogitsLoss()])
+def test_a_target_is_compared_with_its_own_output(made: Any) -> None:
+    """Targets [B] beside outputs [B, 1] are not compared with those of other rows, in training and tests."""
+    outputs, target = torch.tensor([[1.0], [2], [3]]), torch.tensor([1.0, 0, 1])
+    model = ModelWrapper(nn.Sequential(nn.Identity()), made)
+    wanted = float(made(outputs[:, 0], target))
+    assert model.test_on_dataset(TensorDataset(outputs, target), 3, **OPTIONS) == pytest.approx(wanted)
+    assert model.test_on_batch(outputs, target).item() == pytest.approx(wanted)
+    scaled = ModelWrapper(nn.Linear(1, 1), made)
+    nn.init.ones_(scaled.model.weight), nn.init.zeros_(scaled.model.bias)
+    optimizer = torch.optim.SGD(scaled.model.parameters(), 0.0)
+    assert scaled.train_on_dataset(TensorDataset(outputs, target), optimizer, 3, **OPTIONS) == [pytest.approx(wanted)]
+
+
+def test_losses_that_are_sums_are_refused() -> None:
+    """A sum over the batch would make the loss depend on the size of batches."""
+    with pytest.raises(ValueError, match='reduction="mean"'):
+        ModelWrapper(network(), nn.CrossEntropyLoss(reduction="sum"))
+
+
+class OfParts(nn.Module):
+    """A network whose input is a dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 3)
+
+    def forward(self, parts: dict[str, Tensor]) -> Tensor:
+        return self.layer(parts["x"] + parts["y"])
+
+
+def test_losses_are_means_over_rows() -> None:
+    """Batches count by their rows, whatever the rows are: the last one is smaller."""
+    x, y = torch.randn(9, 2), torch.arange(9) % 3
+    rows = [({"x": row, "y": row}, label) for row, label in zip(x, y, strict=True)]
+    model = ModelWrapper(OfParts(), nn.CrossEntropyLoss())
+    optimizer = torch.optim.SGD(model.model.parameters(), 0.0)
+    found = model.train_on_dataset(rows, optimizer, 8, **OPTIONS)
+    assert found == [pytest.approx(model.test_on_dataset(rows, 8, **OPTIONS))]
+
+
+def test_targets_of_any_kind_are_tested() -> None:
+    """What a target is made of comes to the criterion whole, from the last batch, too."""
+    rows = [(torch.ones(2), {"classes": torch.arange(6), "name": f"row {number}"}) for number in range(9)]
+    seen: list[Any] = []
+
+    def criterion(outputs: Tensor, target: Any) -> Tensor:
+        seen.append((list(target["classes"].shape), target["name"]))
+        return outputs.mean()
+
+    ModelWrapper(nn.Identity(), criterion, probabilities="none").test_on_dataset(rows, 8, **OPTIONS)
+    assert seen == [([8, 6], [f"row {number}" for number in range(8)]), ([1, 6], ["row 8"])]
+
+
+def test_texts_are_refused() -> None:
+    """Rows that are texts do not pass for several inputs of the model."""
+    with pytest.raises(ValueError, match="rows that are texts: give collate_fn"):
+        wrapper().predict_on_dataset(["one", "two"], **OPTIONS, verbose=False)
+
+
+def test_all_layers_begin_as_new_ones() -> None:
+    """What a layer makes of the weights of its parts is there after `reset_all`."""
+    attention = ModelWrapper(nn.MultiheadAttention(4, 2), nn.MSELoss())
+    nn.init.ones_(attention.model.out_proj.bias)
+    attention.reset_all()
+    assert (attention.model.out_proj.bias == 0).all()  # as in a new one, of which a new Linear's are not
+
+
+def test_members_in_a_region_of_autocast() -> None:
+    """Members differ where somebody has opened autocast, which keeps the weights that it has seen."""
+    model, rows = EnsembleModelWrapper(network(0.0), nn.CrossEntropyLoss()), digits(8)
+    for shift in (0.0, 3.0):
+        model.model[-1].bias.data[0] += shift
+        model.add_checkpoint()
+    plain = model.predict_on_batch(rows.tensors[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model.predict_on_batch(rows.tensors[0])
+        loss = model.test_on_dataset(rows, 8, **OPTIONS, average_predictions=2)
+    assert (plain[..., 0] - plain[..., 1]).abs().max() > 0.3
+    torch.testing.assert_close(found, plain, atol=0.02, rtol=0)
+    assert loss == pytest.approx(model.test_on_dataset(rows, 8, **OPTIONS, average_predictions=2), abs=0.02)
+
+
+def test_a_patched_model_that_an_ensemble_refuses_stays_patched() -> None:
+    """It is the caller's still."""
+    patched = patch_module(network())
+    with pytest.raises(ValueError, match="not patched"):
+        EnsembleModelWrapper(patched, nn.CrossEntropyLoss())
+    inputs = digits(4).tensors[0]
+    assert (patched.eval()(inputs) != patched(inputs)).any()
+
+
+def test_members_are_put_in_place_once_for_many_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening a draw of an ensemble costs more than a batch, and is done for eight of them at once."""
+    model, rows = EnsembleModelWrapper(network(), nn.CrossEntropyLoss()), digits(40)
+    model.add_checkpoint()
+    opened = []
+    draw = Ensemble.draw
+    monkeypatch.setattr(Ensemble, "draw", lambda *arguments: opened.append(1) or draw(*arguments))
+    model.predict_on_dataset(rows, 4, **OPTIONS, verbose=False)
+    assert len(opened) == 2  # of ten batches

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +14,7 @@ from baal_hf.arrays import Array, NumpyArray, as_numpy
 from baal_hf.calibration.dirichlet import DirichletScaling
 from baal_hf.calibration.scaling import SMALLEST, checked_labels
 from baal_hf.criteria import Link, Links
+from baal_hf.outputs import found_logits
 from baal_hf.rows import has_targets, inputs_and_target
 
 SUSPECT = 3.1  # standard deviations, which rows of one kind reach once in a thousand times
@@ -22,7 +23,7 @@ SUSPECT = 3.1  # standard deviations, which rows of one kind reach once in a tho
 class Predictor(Protocol):
     """What is asked of a wrapper, such as `ModelWrapper`."""
 
-    model: nn.Module  # inputs to outputs [B, C], or to a dictionary that has them as "logits"
+    model: nn.Module  # inputs to outputs [B, C], or to what has them, as `found_logits` says
     links: Links  # outputs to probabilities
 
     @property
@@ -158,8 +159,7 @@ class _Calibrated(nn.Sequential):
 
     def forward(self, *inputs: Any, **named: Any) -> Tensor:
         model, log_probs, layer = self
-        outputs = model(*inputs, **named)
-        logits: Tensor = layer(log_probs(outputs["logits"] if isinstance(outputs, Mapping) else outputs))
+        logits: Tensor = layer(log_probs(found_logits(model(*inputs, **named), ())))
         return logits
 
 

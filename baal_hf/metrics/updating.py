@@ -9,6 +9,8 @@ import numpy as np
 from datasets import Features, Value
 from torch import Tensor
 
+from baal_hf.criteria import EACH_ALONE
+
 
 def update(
     metric: Any, outputs: Any, probabilities: Any, target: Any, link: str | None, ignored: int | None = None
@@ -37,8 +39,11 @@ def update(
     if not isinstance(probabilities, Tensor) or not isinstance(target, Tensor):
         raise ValueError(f"The metric {metric.name} needs one output and one target, the model has several.")
     predictions, references = _features(metric)
-    takes_probabilities = not isinstance(predictions, Value) and "int" not in predictions.feature.dtype
-    values = probabilities if link == "none" or takes_probabilities else _classes(probabilities, link)
+    takes_numbers = isinstance(predictions, Value)
+    takes_classes = "int" in (predictions if takes_numbers else predictions.feature).dtype
+    is_one = link is None and probabilities.shape[1] == 1  # made by a function: a probability, or a regression's value
+    as_they_are = link == "none" or (not takes_classes and (is_one or not takes_numbers))
+    values = probabilities if as_they_are else _classes(probabilities, is_one or link in EACH_ALONE)
     shaped = _shaped(values, predictions), _shaped(target, references)
     if ignored is not None and isinstance(references, Value) and not target.is_floating_point():
         shaped = tuple(column[shaped[1] != ignored] for column in shaped)
@@ -63,9 +68,9 @@ def _features(metric: Any) -> tuple[Any, Any]:
     return features["predictions"], features["references"]
 
 
-def _classes(probabilities: Tensor, link: str | None) -> Tensor:
+def _classes(probabilities: Tensor, each_alone: bool) -> Tensor:
     """The class of each row [B, *S], or which classes it has, [B, C, *S]."""
-    return (probabilities > 0.5).long() if link == "sigmoid" else probabilities.argmax(1)
+    return (probabilities > 0.5).long() if each_alone else probabilities.argmax(1)
 
 
 def _shaped(values: Tensor, feature: Any) -> np.ndarray:

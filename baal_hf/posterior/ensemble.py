@@ -72,12 +72,16 @@ class Ensemble:
         """
         with opened(self, model, t) as bare, evaluation_flags(bare):
             live, saved = saved_for(bare, self.members[t])
-            with kept_aside(live.values()):
-                with torch.no_grad():
-                    for name in saved.shapes:
-                        live[name].copy_(saved.read(name))
-                del saved
-                yield
+            try:
+                with kept_aside(live.values()):
+                    with torch.no_grad():
+                        for name in saved.shapes:
+                            live[name].copy_(saved.read(name))
+                    del saved
+                    torch.clear_autocast_cache()  # of other weights, in an autocast region that somebody has opened
+                    yield
+            finally:
+                torch.clear_autocast_cache()
 
 
 def train_ensemble(trainer: Any, members: int, seeds: Sequence[int] | None = None) -> Ensemble:

@@ -69,7 +69,7 @@ def patch_module(
     Raises:
         ValueError: The module, or a part of it, is patched already.
     """
-    if any(isinstance(part, _Patched) for part in module.modules()):
+    if is_patched(module):
         part = "" if isinstance(module, _Patched) else "a part of "
         raise ValueError(f"{part}this {type(module).__name__} is patched already; unpatch_module undoes it.")
     if posterior is None:
@@ -102,6 +102,11 @@ def unpatch_module(module: ModuleT, inplace: bool = True) -> ModuleT:
 def patched_posterior(module: nn.Module) -> Posterior | None:
     """What a patched module's passes are drawn from; None for a module that is not patched."""
     return module.patch.posterior if isinstance(module, _Patched) else None
+
+
+def is_patched(model: nn.Module) -> bool:
+    """Whether the passes of a model, or of a part of it, are draws."""
+    return any(isinstance(part, _Patched) for part in model.modules())
 
 
 def unpatched(model: nn.Module) -> tuple[nn.Module, Posterior | None]:

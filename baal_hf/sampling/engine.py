@@ -43,6 +43,7 @@ Progress = Callable[[int | None, int], AbstractContextManager[Callable[[int], No
 
 _CHUNK_ROWS = 2048  # rows that are grouped by length together, and come back together
 _STORED_BATCHES = 64  # of rows without a length, in a chunk of a store
+_SWAPPED_BATCHES = 8  # of such rows, in a chunk where opening a draw costs as much as running a batch
 _NAMED = 10  # rows that an error names
 
 
@@ -138,8 +139,8 @@ class Sampler:
             draws: Numbers of the draws, T of them.
             value: What is kept of a batch's predictions; None keeps them. Padding, where `attention_mask` of the batch
                 is 0, is NaN in them.
-            chunk_rows: Rows of a chunk. By default 2,048, but a batch of all processes where rows have no length, or
-                where logits over a vocabulary are kept.
+            chunk_rows: Rows of a chunk. By default 2,048, but a batch of all processes where rows have no length (eight
+                of them where draws swap weights), or where logits over a vocabulary are kept.
             only: Numbers of the chunks to do; None does all.
 
         Returns:
@@ -214,7 +215,8 @@ class Sampler:
                 )
             )
         lengths = self._lengths(dataset, 0)
-        size = chunk_rows or (_CHUNK_ROWS if lengths is not None else self._batch_size * share[1])
+        together = _SWAPPED_BATCHES if self._posterior.swaps_weights else 1
+        size = chunk_rows or (_CHUNK_ROWS if lengths is not None else together * self._batch_size * share[1])
         chosen = [source for source in indexed(dataset, lengths, size) if only is None or source.number in only]
         planned = (turn for source in chosen for turn in turns(source, limits, *share))
         batches = loaded(dataset, planned, first_row=0, num_workers=self._workers, **self._loader)

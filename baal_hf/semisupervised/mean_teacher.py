@@ -96,8 +96,15 @@ class MeanTeacher(SemiSupervisedMethod):
         """Make the teacher a copy of the model, or what a checkpoint holds.
 
         Raises:
-            ValueError: The checkpoint has no teacher.
+            ValueError: The checkpoint has no teacher, or what is trained has 16 bits, in which the average of steps
+                does not move.
         """
+        halves = [name for name, weight in model.named_parameters() if weight.requires_grad and weight.itemsize < 4]
+        if halves:
+            raise ValueError(
+                f"MeanTeacher averages small steps, which 16 bits lose, and {halves[0]} has no more: train weights of "
+                "float32, under autocast (bf16=True, or mixed_precision)."
+            )
         self.teacher = deepcopy(unwrapped(model)).requires_grad_(False).train()
         if checkpoint is not None:
             if not (checkpoint / _NAME).is_file():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from baal_hf.modelwrapper import ModelWrapper, input_collator
+from baal_hf.modelwrapper import ModelWrapper, input_collator, up_to_cores
 from baal_hf.outputs import found_logits, token_mask
 from baal_hf.rows import has_targets, inputs_and_target
 from baal_hf.sampling import described
@@ -122,11 +121,10 @@ class SemiSupervisedModelWrapper(ModelWrapper):
             self._steps = 0
             self._rows = unlabelled_rows(type(self).__name__, self.unlabelled_dataset)
         if self.unlabelled_weight > 0:
-            workers_here = min(workers, os.cpu_count() or 1)
             collate = input_collator(collate_fn, self._rows)
             self._with_targets = collate_fn is not None and has_targets(self._rows)
             batches = unlabelled_batches(
-                self._rows, batch_size, self.ratio, self.seed, self._steps, accelerator, collate, workers_here
+                self._rows, batch_size, self.ratio, self.seed, self._steps, accelerator, collate, up_to_cores(workers)
             )
             self._unlabelled_batches = iter(batches)
         try:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from baal_hf.posterior import dropout_report
 from baal_hf.semisupervised.base import Augment, Forward, SemiSupervisedMethod
 
 
@@ -45,16 +48,30 @@ class PiModel(SemiSupervisedMethod):
 
     Args:
         augment: Changes a batch at random, anew for each pass; None leaves it as it is.
+
+    Warns:
+        UserWarning: The two passes over the first batch of a training are equal: there is no noise.
     """
 
     def __init__(self, augment: Augment | None = None) -> None:
         self.augment = augment
+        self._seen = False  # a batch, in this training
+
+    def start(self, model: nn.Module, checkpoint: Path | None = None) -> None:
+        self._seen = False
 
     def loss(self, model: nn.Module, batch: Any, forward: Forward) -> Tensor:
         first, second = (self.augment(batch) if self.augment else batch for _ in range(2))
         # One pass over the rows twice: two passes before one backward pass are more than torch's DDP takes.
-        logits = forward(model, stacked(first, second))  # [2N, C]
-        return pi_model(*logits.chunk(2))
+        one, other = forward(model, stacked(first, second)).chunk(2)  # [N, C] each
+        if not self._seen and torch.allclose(one, other, rtol=1e-5, atol=1e-6):
+            warnings.warn(
+                "PiModel's two passes over a batch were equal, and teach nothing: give it augment=..., or train a "
+                f"model with dropout. {dropout_report(model)}",
+                stacklevel=2,
+            )
+        self._seen = True
+        return pi_model(one, other)
 
 
 def stacked(first: Any, second: Any) -> Any:

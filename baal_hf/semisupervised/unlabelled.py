@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
@@ -78,12 +79,13 @@ def unlabelled_batches(
     """
     batch_size = max(1, round(labelled * ratio / (1 - ratio)))
     processes, process = accelerator.num_processes, accelerator.process_index
+    worker_seed = np.random.SeedSequence((seed, first, process)).generate_state(1)[0]
     return DataLoader(
         rows,
         batch_sampler=EndlessBatches(len(rows), batch_size, seed, first, processes, process),
         collate_fn=collate_fn,
         num_workers=workers,
         pin_memory=pin_memory,
-        # Its own: the global one is what dropout is drawn from.
-        generator=torch.Generator().manual_seed(seed),
+        # Its own: the global one is what dropout is drawn from. Worker processes take their seeds from it.
+        generator=torch.Generator().manual_seed(int(worker_seed)),
     )

@@ -96,6 +96,26 @@ def test_the_calibrated_model_reads_outputs_as_the_wrapper_does(
     np.testing.assert_allclose(answered, calibrator.calibrated(probs), atol=1e-5)
 
 
+@pytest.mark.parametrize("returned", [lambda logits: (logits,), lambda logits: {"out": logits}], ids=["tuple", "name"])
+def test_the_calibrated_model_finds_the_logits(wrapper: ModelWrapper, returned: Callable) -> None:
+    """What the wrapper takes for logits, the calibrated model takes, too."""
+
+    class Returning(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = wrapper.model
+
+        def forward(self, inputs: Tensor) -> object:
+            return returned(self.inner(inputs))
+
+    made = ModelWrapper(Returning().eval(), nn.CrossEntropyLoss(), posterior=Deterministic())
+    calibrator, train = DirichletCalibrator(made, 3, 0.01, reg_factor=0.1), rows(200, seed=0)
+    calibrator.calibrate(train, rows(50, seed=1), 16, 1, False, workers=0, verbose=False)
+    inputs = torch.stack([row[0] for row in train])
+    expected = calibrator.calibrated(wrapper.model(inputs).softmax(1))
+    torch.testing.assert_close(calibrator.calibrated_model(inputs).softmax(1), expected, atol=1e-5, rtol=0)
+
+
 def test_the_calibrated_model_is_called_as_the_model_is() -> None:
     """A model of transformers, which takes keywords and returns a dictionary, is calibrated and answers, as before."""
     torch.manual_seed(0)

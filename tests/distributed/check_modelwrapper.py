@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
-from baal_hf import BALD, ActiveLearningDataset, ActiveLearningLoop, MCDropout, ModelWrapper
+from baal_hf import BALD, ActiveLearningDataset, ActiveLearningLoop, MCDropout, ModelWrapper, metrics
 
 OPTIONS = {"workers": 0}
 
@@ -71,6 +72,31 @@ def check_parts(processes: int) -> None:
         raise AssertionError("a loss that is NaN passed")
 
 
+class PerPosition(nn.Module):
+    """Logits [B, 2, S] of rows [B, S]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([x, -x], 1)
+
+
+def check_widths() -> None:
+    """Rows of different width on the processes are tested as on one; without a target to leave out they are refused."""
+    rows = [(torch.full((size,), 0.1 * size), torch.arange(size) % 2) for size in (2, 5)]
+    model = ModelWrapper(PerPosition(), nn.CrossEntropyLoss())
+    model.add_metric("accuracy", partial(metrics.load, "accuracy"))
+    inputs, targets = (torch.cat(parts)[None] for parts in zip(*rows, strict=True))
+    alone = cross_entropy(PerPosition()(inputs), targets).item()  # of all positions
+    np.testing.assert_allclose(model.test_on_dataset(rows, 1, **OPTIONS), alone, rtol=1e-5)
+    np.testing.assert_allclose(model.get_metrics("test_")["test_accuracy"], 4 / 7)
+    refusing = ModelWrapper(PerPosition(), lambda outputs, target: outputs.mean(), probabilities="softmax")
+    try:
+        refusing.test_on_dataset(rows, 1, **OPTIONS)
+    except ValueError as error:
+        assert "pad all rows to one length" in str(error)
+    else:
+        raise AssertionError("rows of different width passed")
+
+
 def main() -> None:
     """Pools smaller and larger than the number of processes; then training and a loop."""
     for size in (1, 2, 3, 7, 11):
@@ -94,6 +120,8 @@ def main() -> None:
     assert gather_object([losses]) == [losses] * int(sys.argv[1])
 
     check_parts(int(sys.argv[1]))
+    if int(sys.argv[1]) == 2:
+        check_widths()
 
     active = ActiveLearningDataset(dataset)
     active.label_randomly(4)

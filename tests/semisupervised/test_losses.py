@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -159,7 +160,33 @@ def test_pi_model_has_two_noises():
     """The Pi-model's two passes differ by dropout: without any its loss is zero, with some it is not."""
     model, batch = noisy(), torch.randn(32, 6)
     assert PiModel().loss(model, batch, forward).item() > 1e-4
-    assert PiModel().loss(model.eval(), batch, forward).item() == 0
+    with pytest.warns(UserWarning, match="were equal"):
+        assert PiModel().loss(model.eval(), batch, forward).item() == 0
+
+
+def test_passes_without_noise_are_warned_of():
+    """Where the first two passes of a training are equal the user is told; dropout and augmentations are noise."""
+    batch = torch.randn(8, 6)
+    method = PiModel()
+    for _ in range(2):
+        method.start(nn.Linear(6, 3))
+        with pytest.warns(UserWarning, match=r"passes over a batch were equal.*Linear has no dropout"):
+            method.loss(nn.Linear(6, 3), batch, forward)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            method.loss(nn.Linear(6, 3), batch, forward)  # said once
+            PiModel(augment=torch.rand_like).loss(nn.Linear(6, 3), batch, forward)
+            PiModel().loss(noisy(), batch, forward)
+
+
+def test_the_teacher_needs_weights_that_move():
+    """An average of small steps is lost in 16 bits; weights that are not trained may have them."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)).to(torch.bfloat16)
+    with pytest.raises(ValueError, match=r"16 bits lose, and 0\.weight has no more"):
+        MeanTeacher().start(model)
+    model[0].requires_grad_(False)
+    model[1].float()
+    MeanTeacher().start(model)
 
 
 @pytest.mark.parametrize("kind", [dict, tuple])

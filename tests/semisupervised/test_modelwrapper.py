@@ -204,7 +204,7 @@ def test_dictionaries_and_positions() -> None:
         def forward(self, values: Tensor, attention_mask: Tensor) -> Tensor:
             return self.layer(values[:, None])  # [B, C, S]
 
-    class Sizes(PiModel):
+    class Sizes(PseudoLabels):
         def loss(self, model, batch, forward):
             assert set(batch) == {"values", "attention_mask"}
             sizes.append((forward(model, batch).shape, int(batch["attention_mask"].sum())))
@@ -251,6 +251,30 @@ def test_workers_read_the_same() -> None:
     for workers, method in enumerate(methods):
         trained(wrapper(method=method), epochs=2, workers=workers)
     assert methods[0].batches == methods[1].batches
+
+
+class Noisy(torch.utils.data.Dataset):
+    """Rows that are random anew each time they are read."""
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.rand(5)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_random_rows_are_other_ones_in_each_epoch(workers: int) -> None:
+    """Augmentations of unlabelled rows do not come again with the next epoch, in worker processes either."""
+    seen: list[float] = []
+
+    class First(Seen):
+        def loss(self, model, batch, forward):
+            seen.extend(batch[0][:, 0].tolist())
+            return forward(model, batch).mean()
+
+    trained(wrapper(method=First(), unlabelled_dataset=Noisy()), epochs=3, workers=workers)
+    assert len(seen) == len(set(seen)) == 60
 
 
 def test_no_batch_is_kept() -> None:

@@ -209,7 +209,8 @@ def test_labelled_batches_are_trainers(tmp_path):
 
     for weight in (0, 1):
         collator = Order()
-        trained(tmp_path, bert(0), data_collator=collator, unlabelled_weight=weight, num_train_epochs=3, max_steps=-1)
+        settings = {"unlabelled_weight": weight, "method": PseudoLabels(0.4)}
+        trained(tmp_path, bert(0), data_collator=collator, num_train_epochs=3, max_steps=-1, **settings)
         orders[weight] = collator.seen
     assert orders[0] == orders[1]
     assert len(orders[0]) == 54
