@@ -31,19 +31,14 @@ class ActiveLearningCallback(TrainerCallback):
     def __init__(self, dataset: ActiveLearningDataset) -> None:
         self.dataset = dataset
         self._state: dict[str, Any] | None = None  # of the rows that are trained on
+        self._restored: dict[str, Any] | None = None  # of those that the next training goes on with
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Remember what is labelled, whatever is labelled while the trainer trains."""
-        if self._state is None:
-            self._state = self.dataset.state_dict()
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """The next training is on other rows."""
-        self._state = None
+        self._state = self._restored or self.dataset.state_dict()
+        self._restored = None
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write the state beside the weights."""
@@ -70,7 +65,7 @@ class ActiveLearningCallback(TrainerCallback):
                 f"process ended while it was saved. ({error})"
             ) from error
         self.dataset.load_state_dict(state)
-        self._state = state
+        self._restored = state
         return self.dataset.labelled_after(len(state["events"]))
 
 

@@ -46,9 +46,6 @@ LINKS: dict[str, tuple[Link, Link]] = {
 Outputs of "probability" are those of classes that do not exclude each other; "none" is for regression.
 """
 
-EACH_ALONE = frozenset({"sigmoid", "probability"})
-"""Links of classes that do not exclude each other."""
-
 _LINK_OF: dict[Any, str] = {
     nn.CrossEntropyLoss: "softmax",
     F.cross_entropy: "softmax",
@@ -105,7 +102,7 @@ def beside(target: Any, outputs: Any, criterion: Any) -> Any:
     tensors = isinstance(target, Tensor) and isinstance(outputs, Tensor)
     if not tensors or target.ndim != 1 or outputs.shape != (len(target), 1):
         return target
-    return target[:, None] if _known_link(criterion) in {*EACH_ALONE, "none"} else target
+    return target[:, None] if _known_link(criterion) in ("sigmoid", "probability", "none") else target
 
 
 def _known_link(criterion: Any) -> str | None:

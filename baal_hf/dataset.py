@@ -5,6 +5,7 @@ The file is long by its docstrings: it has one short method for each thing that 
 
 from __future__ import annotations
 
+import copy
 import operator
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -138,7 +139,7 @@ class ActiveLearningDataset(Dataset[Any]):
     @property
     def labels(self) -> list[Any]:
         """The current label of each row of `.labelled`, in that order; None where a torch dataset has no label."""
-        return self._rows.labels(self.labelled_ids, self._state.labels)
+        return copy.deepcopy(self._rows.labels(self.labelled_ids, self._state.labels))
 
     @property
     def labelled_map(self) -> np.ndarray:

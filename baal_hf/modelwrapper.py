@@ -52,8 +52,8 @@ class ModelWrapper:
     keywords. Rows of a pool have no target. The model returns a tensor [B, C, *S], several of them, or `logits`.
 
     Args:
-        model: A module; of one in `MCDropoutModule` or given to `patch_module` the posterior is taken over, so that
-            tests are deterministic.
+        model: A module; one in `MCDropoutModule` or given to `patch_module` is unpatched, so that tests are
+            deterministic, and the posterior that it was given is taken over.
         criterion: (outputs, target) -> loss, a mean over the batch.
         replicate_in_memory: Baal's, without effect: draws of a batch share what they can.
         posterior: What predictions are drawn from; `MCDropout()` by default. Training does not draw from it: the
@@ -706,9 +706,13 @@ def _on(accelerator: Accelerator, metric: Any) -> Any:
     if not isinstance(metric, nn.Module):
         return metric
     for part in metric.modules():  # of a collection each
-        if hasattr(part, "sync_on_compute"):
-            part.sync_on_compute = False  # type: ignore[assignment]
+        if hasattr(part, "distributed_available_fn"):
+            part.distributed_available_fn = _nobody_else  # type: ignore[assignment]
     return metric.to(accelerator.device)
+
+
+def _nobody_else() -> bool:
+    return False
 
 
 def _to(values: Any, accelerator: Accelerator) -> Any:

@@ -42,14 +42,21 @@ def problem_type(model: nn.Module) -> str:
     """The problem type as the model's configuration says it.
 
     Raises:
-        ValueError: There is no configuration.
+        ValueError: There is no configuration, or it says nothing of that.
     """
-    config = getattr(model, "config", None)
-    if config is None:
+    kind = known_problem_type(model)
+    if kind is None:
         raise ValueError(
             f"{type(model).__name__} has no config that says how its outputs become probabilities: override "
             "BaalTransformersTrainer.probabilities."
         )
-    if config.problem_type is not None:
-        return str(config.problem_type)
-    return "regression" if config.num_labels == 1 else "single_label_classification"
+    return kind
+
+
+def known_problem_type(model: nn.Module) -> str | None:
+    """The problem type as the model's configuration says it; None where nothing does."""
+    config: Any = getattr(model, "config", None)
+    kind, labels = (getattr(config, name, None) for name in ("problem_type", "num_labels"))
+    if kind is None and labels is not None:
+        kind = "regression" if labels == 1 else "single_label_classification"
+    return kind

@@ -24,10 +24,11 @@ from baal_hf.checkpoints import ActiveLearningCallback
 from baal_hf.heuristics import AbstractHeuristic, get_heuristic
 from baal_hf.heuristics.base import checked_size
 from baal_hf.inputs import InputCollator, checked_lengths, input_names, model_columns
-from baal_hf.outputs import found_logits, problem_type, token_mask
+from baal_hf.outputs import found_logits, known_problem_type, problem_type, token_mask
 from baal_hf.posterior import Deterministic, MCDropout, Posterior
 from baal_hf.posterior.base import unwrapped
 from baal_hf.posterior.patching import unpatched
+from baal_hf.rows import ROW_ID
 from baal_hf.sampling import (
     Folder,
     Forward,
@@ -60,8 +61,8 @@ class BaalTransformersTrainer(Trainer):
     Args:
         *args: As for Trainer.
         posterior: What to draw from, `MCDropout()` by default. A model that was given to `patch_module` or
-            a `BayesianModule` (`MCDropoutModule`) is unpatched and its posterior taken over, so that evaluation stays
-            deterministic.
+            a `BayesianModule` (`MCDropoutModule`) is unpatched, so that evaluation stays deterministic, and the
+            posterior that it was given is taken over.
         max_tokens_per_batch: Tokens of a batch under draws, padding included, on each process; None chooses by the
             device and its memory. Rows are grouped by the length of their `input_ids`. Where that cannot be read (other
             inputs, a dataset with a transform), a batch has `per_device_eval_batch_size` rows.
@@ -319,6 +320,19 @@ class BaalTransformersTrainer(Trainer):
         """Trainer's own; a model that comes patched is taken over."""
         return self._taken_over(super().call_model_init(trial))
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """Trainer's own; with persistent workers, too, each dataset that is given has a loader of its own."""
+        loaders: dict[str, Any] = getattr(self, "_eval_dataloaders", {})
+        given = eval_dataset is not None and not isinstance(eval_dataset, str)
+        kept = loaders.pop("eval", None) if given else None  # the one of `self.eval_dataset`
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            if given:
+                getattr(self, "_eval_dataloaders", {}).pop("eval", None)
+            if kept is not None:
+                loaders["eval"] = kept
+
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Trainer's own, once something is labelled.
 
@@ -328,6 +342,12 @@ class BaalTransformersTrainer(Trainer):
         if isinstance(self.train_dataset, Sized) and len(self.train_dataset) == 0:
             raise ValueError("Training needs labelled rows, and there are none: call dataset.label_randomly(n) first.")
         return super().get_train_dataloader()
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        """Trainer's own, of what reaches the model: with `remove_unused_columns=False` row ids would."""
+        if isinstance(inputs, Mapping) and ROW_ID in inputs:
+            inputs = {name: value for name, value in inputs.items() if name != ROW_ID}
+        return super()._prepare_inputs(inputs)
 
     def _taken_over(self, model: nn.Module | None) -> nn.Module | None:
         """The model without the patches of it or its parts; what they draw from is kept."""
@@ -376,10 +396,6 @@ class BaalTransformersTrainer(Trainer):
         )
         return sampler, model_columns(dataset, collator, type(model).__name__)
 
-    def _problem_type(self) -> str | None:
-        model = unwrapped(self.model)
-        return problem_type(model) if getattr(model, "config", None) is not None else None
-
     def _stored(
         self,
         folder: Folder,
@@ -394,15 +410,16 @@ class BaalTransformersTrainer(Trainer):
         """What `value` keeps of predictions, in a store whose manifest says what it depends on."""
         check_length(rows, "A store")
         refuse_fresh(self.posterior, "A store")
+        model = unwrapped(self.model)
         manifest = {
             **of,
-            "outputs": [described(type(self).probabilities), described(type(self)._outputs), self._problem_type()],
-            "collator": type(self.data_collator).__name__,
+            "outputs": [described(type(self).probabilities), described(type(self)._outputs), known_problem_type(model)],
+            "collator": described(self.data_collator),
             "half": half,
             "iterations": int(iterations),
             "posterior": described(self.posterior),
             "precision": [self.accelerator.mixed_precision, self.args.fp16_full_eval, self.args.bf16_full_eval],
-            "weights": model_digest(unwrapped(self.model)),
+            "weights": model_digest(model),
             "dataset": rows_digest(rows),
         }
         draws = range(iterations)

@@ -312,7 +312,7 @@ def test_patches_are_taken_over() -> None:
     model = ModelWrapper(MCDropoutModule(network()), nn.CrossEntropyLoss())
     rows = digits(12)
     assert len({model.test_on_dataset(rows, 4, **OPTIONS) for _ in range(3)}) == 1
-    assert isinstance(model.posterior, MCDropout) and model.posterior.masks == "fresh"
+    assert isinstance(model.posterior, MCDropout) and model.posterior.masks == "shared"
     assert model.predict_on_dataset(rows, 4, 3, **OPTIONS, verbose=False).std(-1).max() > 0.01
 
 

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
+from baal_hf import ActiveLearningDataset
 from baal_hf.rows import ROW_ID, ArrowRows, RowView, TorchRows, row_ids_of
 
 ANIMALS = ClassLabel(names=["ant", "bee", "cat"])
@@ -221,6 +222,16 @@ def test_fingerprint_names_the_contents() -> None:
     assert ArrowRows(dataset, "label").pool(ids(0, 3))._fingerprint not in prints
 
 
+def test_fingerprint_names_what_labels_mean() -> None:
+    """The same numbers in another column, or of other classes, are other contents: `map` would find the wrong ones."""
+    dataset = datasets.Dataset.from_dict({"x": [1, 2, 3]})
+    prints = set()
+    for column, names in (("a", ["no", "yes"]), ("b", ["no", "yes"]), ("a", ["yes", "no"]), ("a", ["no", "yes", "?"])):
+        rows = ArrowRows(dataset, column, label_feature=ClassLabel(names=names))
+        prints.add(rows.labelled(ids(0, 2), {0: 1, 2: 0})._fingerprint)
+    assert len(prints) == 4
+
+
 def test_views_work_like_any_dataset(tmp_path) -> None:
     """A view can be mapped, filtered, concatenated, saved, loaded and written as Parquet."""
     view = ArrowRows(table().shuffle(seed=0), "label").labelled(ids(0, 2, 4), {0: 2, 2: 1, 4: 0})
@@ -425,6 +436,21 @@ def test_torch_labels_are_the_ledgers_own() -> None:
     assert torch.equal(first, torch.zeros(2))
     assert second == 1 and type(second) is int
     assert TorchRows([0, 1]).encoded([0, 1], None) == [None, None]
+
+
+def test_what_is_read_of_labels_is_the_readers() -> None:
+    """A collator that pads labels in place changes no label of the ledger, and nor does a change of `.labels`."""
+    rows = [{"x": 0, "labels": [0]}, {"x": 1, "labels": [0]}]
+    dataset = ActiveLearningDataset(rows)
+    dataset.annotate([0, 1], [[1], [2, 2]])
+    for row in dataset.labelled:
+        row["labels"] += [-100]
+    dataset.labels[1].append(7)
+    bare = ActiveLearningDataset([0, 1])
+    bare.annotate([1], [[3]])
+    bare.labelled[0][1].append(4)
+    assert [dataset.history(row_id)[0].label for row_id in (0, 1)] == [[1], [2, 2]]
+    assert bare.history(1)[0].label == [3]
 
 
 def test_views_read_only_what_is_asked_for() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from transformers import (
     PreTrainedModel,
     Trainer,
     TrainingArguments,
+    default_data_collator,
     set_seed,
 )
 
@@ -401,3 +404,85 @@ def test_wrong_types(
     """Several datasets, a number and half an iteration are refused at the call, not at the first batch."""
     with pytest.raises(TypeError, match=message):
         make(model, tokenizer, tmp_path).predict_on_dataset_generator(dataset, iterations=iterations)
+
+
+def test_each_dataset_has_its_own_evaluation(
+    model: PreTrainedModel, tokenizer: Any, rows: Dataset, tmp_path: Path
+) -> None:
+    """Persistent workers of one evaluation do not answer for another dataset, and stay for the trainer's own."""
+    settings = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True, "eval_dataset": rows}
+    kept = make(model, tokenizer, tmp_path, **settings)
+    plain = make(model, tokenizer, tmp_path)
+    for part in (rows.select(range(9)), rows.select(range(9, 23))):
+        assert kept.evaluate(part)["eval_loss"] == plain.evaluate(part)["eval_loss"]
+    assert kept.get_eval_dataloader() is kept.get_eval_dataloader()
+    assert kept.evaluate()["eval_loss"] == plain.evaluate(rows)["eval_loss"]
+    part = rows.select(range(9))
+    assert kept.evaluate(part)["eval_loss"] == plain.evaluate(part)["eval_loss"]
+    assert kept.evaluate({"a": part})["eval_a_loss"] == plain.evaluate(part)["eval_loss"]
+
+
+class Bare(nn.Module):
+    """A network of one's own with a configuration of one's own, which takes tokens and labels only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(hidden_size=4)
+        self.embedding, self.dropout, self.head = nn.Embedding(30_000, 4), nn.Dropout(0.5), nn.Linear(4, 3)
+
+    def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        logits = self.head(self.dropout(self.embedding(input_ids).mean(1)))
+        loss = {} if labels is None else {"loss": nn.functional.cross_entropy(logits, labels)}
+        return {**loss, "logits": logits}
+
+
+def test_models_of_ones_own(rows: Dataset, tmp_path: Path) -> None:
+    """Row ids do not reach a model that takes its inputs only; how logits become probabilities is asked for."""
+    rows = rows.remove_columns("attention_mask").map(lambda row: {"input_ids": row["input_ids"][:3]})
+    dataset = ActiveLearningDataset(rows)
+    dataset.label_randomly(8)
+
+    class Own(BaalTransformersTrainer):
+        def probabilities(self, logits: Tensor) -> Tensor:
+            return logits.softmax(1)
+
+    settings = {"remove_unused_columns": False, "max_steps": 2, "data_collator": default_data_collator}
+    trainer = make(Bare(), None, tmp_path, **settings, cls=Own, train_dataset=dataset.labelled)
+    trainer.train()
+    assert trainer.evaluate(dataset.labelled)["eval_loss"] > 0
+    assert trainer.predict_on_dataset(dataset.pool, 2).shape == (15, 3, 2)
+    store = trainer.predict_on_dataset(dataset.pool, 2, store=tmp_path / "store")
+    assert len(store) == 15
+    with pytest.raises(ValueError, match="Bare has no config that says"):
+        make(Bare(), None, tmp_path, **settings).predict_on_dataset(dataset.pool, 2)
+
+
+def test_a_store_is_of_one_collator(model: PreTrainedModel, tokenizer: Any, rows: Dataset, tmp_path: Path) -> None:
+    """Scores in a store are not those of the same rows cut otherwise."""
+
+    def cut(tokens: int, features: list[Any]) -> Any:
+        return DataCollatorWithPadding(tokenizer)(
+            [{name: row[name][:tokens] for name in ("input_ids", "attention_mask")} for row in features]
+        )
+
+    for tokens in (4, 8):
+        trainer = make(model, tokenizer, tmp_path, data_collator=partial(cut, tokens))
+        if tokens == 4:
+            trainer.score_dataset(rows, "bald", 2, store=tmp_path / "store")
+    with pytest.raises(ValueError, match="collator"):
+        trainer.score_dataset(rows, "bald", 2, store=tmp_path / "store")
+
+
+class Halves(BALD):
+    """A heuristic of one's own that forgets a row."""
+
+    def compute_score(self, predictions: Any) -> Any:
+        scores = super().compute_score(predictions)
+        scores[0] = np.nan
+        return scores
+
+
+def test_scores_that_are_no_numbers(model: PreTrainedModel, tokenizer: Any, rows: Dataset, tmp_path: Path) -> None:
+    """Rows whose score is NaN are named, whatever is asked for."""
+    with pytest.raises(ValueError, match=r"gave rows \[\d+\] scores that are NaN"):
+        make(model, tokenizer, tmp_path).score_dataset(rows, Halves(), 2)

@@ -210,7 +210,6 @@ class ActiveLearningExperiment:
         self._have_trained(folder, number, first_step)
         seed = _seed_of(self.seed, number)
         _seed(self.heuristic, seed)
-        self.learner.seed_draws(seed)
         loop = ActiveLearningLoop(
             self.dataset,
             lambda rows: self.learner.predictions(rows, self.iterations),
@@ -221,7 +220,8 @@ class ActiveLearningExperiment:
             targets=self.targets,
             seed=seed,
         )
-        query: Query = self._timed("score", loop.next_query)
+        with self.learner.seeded(seed):
+            query: Query = self._timed("score", loop.next_query)
         folder.save_query(number, query)
         self.learner.wait()
         return query

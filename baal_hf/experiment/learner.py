@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,8 +30,8 @@ class Learner(Protocol):
     def settings(self) -> dict[str, Any]:
         """What the results depend on beside weights and rows, as far as it can be told, as JSON can hold it."""
 
-    def seed_draws(self, seed: int) -> None:
-        """Begin anew what draws are made from, where they do not follow from their number."""
+    def seeded(self, seed: int) -> AbstractContextManager[None]:
+        """A `with` block in which draws that do not follow from their number begin anew, from this seed."""
 
     def train(self, labelled: Any, seed: int) -> None:
         """Learn from labelled rows, from the present weights on."""
@@ -55,6 +56,23 @@ class Learner(Protocol):
 
     def wait(self) -> None:
         """Until all processes are here."""
+
+
+@contextmanager
+def fresh_masks_seeded(drawing: Any, seed: int) -> Iterator[None]:
+    """Fresh masks begin anew, from this seed, for the length of a `with` block.
+
+    Args:
+        drawing: Has a `posterior`.
+        seed: Names them.
+    """
+    given = drawing.posterior
+    if isinstance(given, MCDropout) and given.masks == "fresh":
+        drawing.posterior = given.with_seed(seed)
+    try:
+        yield
+    finally:
+        drawing.posterior = given
 
 
 class TrainerLearner:
@@ -94,9 +112,8 @@ class TrainerLearner:
             "training": {name: described(arguments[name]) for name in self._TRAINING if name in arguments},
         }
 
-    def seed_draws(self, seed: int) -> None:
-        if getattr(self.trainer.posterior, "masks", None) == "fresh":
-            self.trainer.posterior = MCDropout(masks="fresh", seed=seed)
+    def seeded(self, seed: int) -> AbstractContextManager[None]:
+        return fresh_masks_seeded(self.trainer, seed)
 
     def train(self, labelled: Any, seed: int) -> None:
         self.trainer.train_dataset = labelled
@@ -105,7 +122,8 @@ class TrainerLearner:
 
     def evaluate(self, rows: Any) -> dict[str, float]:
         metrics = self.trainer.evaluate(rows)
-        return {name: value for name, value in metrics.items() if not name.endswith(self._TIMES) and name != "epoch"}
+        kept = {name: value for name, value in metrics.items() if not name.endswith(self._TIMES) and name != "epoch"}
+        return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in kept.items()}
 
     def classes(self, rows: Any) -> NumpyArray:
         kind = problem_type(unwrapped(self.trainer.model))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from torch.optim import Optimizer
 
 from baal_hf.arrays import NumpyArray
 from baal_hf.ensemble import EnsembleModelWrapper
+from baal_hf.experiment.learner import fresh_masks_seeded
 from baal_hf.modelwrapper import ModelWrapper
-from baal_hf.posterior import Deterministic, MCDropout
+from baal_hf.posterior import Deterministic
 from baal_hf.sampling import described
 
 
@@ -64,9 +66,8 @@ class WrapperLearner:
             "training": {"optimizer": described(self.optimizer), "batch_size": self.batch_size, "epoch": self.epoch},
         }
 
-    def seed_draws(self, seed: int) -> None:
-        if getattr(self.wrapper.posterior, "masks", None) == "fresh":
-            self.wrapper.posterior = MCDropout(masks="fresh", seed=seed)
+    def seeded(self, seed: int) -> AbstractContextManager[None]:
+        return fresh_masks_seeded(self.wrapper, seed)
 
     def train(self, labelled: Any, seed: int) -> None:
         set_seed(seed)
@@ -76,7 +77,8 @@ class WrapperLearner:
     def evaluate(self, rows: Any) -> dict[str, float]:
         self.wrapper.test_on_dataset(rows, self.batch_size, **self.options)
         return {
-            f"eval_{name.removeprefix('test_')}": value for name, value in self.wrapper.get_metrics("test_").items()
+            f"eval_{name.removeprefix('test_')}": value.tolist() if hasattr(value, "tolist") else value
+            for name, value in self.wrapper.get_metrics("test_").items()
         }
 
     def classes(self, rows: Any) -> NumpyArray:

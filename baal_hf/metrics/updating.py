@@ -9,8 +9,6 @@ import numpy as np
 from datasets import Features, Value
 from torch import Tensor
 
-from baal_hf.criteria import EACH_ALONE
-
 
 def update(
     metric: Any, outputs: Any, probabilities: Any, target: Any, link: str | None, ignored: int | None = None
@@ -43,7 +41,7 @@ def update(
     takes_classes = "int" in (predictions if takes_numbers else predictions.feature).dtype
     is_one = link is None and probabilities.shape[1] == 1  # made by a function: a probability, or a regression's value
     as_they_are = link == "none" or (not takes_classes and (is_one or not takes_numbers))
-    values = probabilities if as_they_are else _classes(probabilities, is_one or link in EACH_ALONE)
+    values = probabilities if as_they_are else _classes(probabilities, is_one or link in ("sigmoid", "probability"))
     shaped = _shaped(values, predictions), _shaped(target, references)
     if ignored is not None and isinstance(references, Value) and not target.is_floating_point():
         shaped = tuple(column[shaped[1] != ignored] for column in shaped)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 from transformers.pytorch_utils import Conv1D
 
@@ -87,7 +88,14 @@ class MCDropConnect:
     def chosen(self, model: nn.Module) -> list[nn.Parameter]:
         """The weights of the model that draws drop from."""
         kinds = tuple(_KINDS[name] for name in self.layers)
-        return [weight for module in model.modules() if isinstance(module, kinds) for weight in _weights(module)]
+        layers = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+        made = [name for name, module in layers.items() if is_parametrized(module)]
+        if made:
+            raise ValueError(
+                f"MCDropConnect cannot drop the weights of {made[0]}, which are made anew for each pass: "
+                "torch.nn.utils.parametrize.remove_parametrizations ends that."
+            )
+        return [weight for module in layers.values() for weight in _weights(module)]
 
     def _masked(self, model: nn.Module, t: int) -> dict[int, Tensor]:
         """The masked weights of the draw, by the identity of the trained ones."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from copy import copy
 from typing import Literal
 
 import torch
@@ -88,6 +89,12 @@ class MCDropout:
         self.p = p
         self.where = "residual" if p is not None and where is None else where
         self._generators: dict[torch.device, torch.Generator] = {}
+
+    def with_seed(self, seed: int) -> MCDropout:
+        """The same posterior with another seed, whose draws begin anew."""
+        other = copy(self)
+        other.seed, other._generators = seed, {}
+        return other
 
     def draw(self, model: nn.Module, t: int) -> AbstractContextManager[None]:
         """Make `model` the t-th network for the length of a `with` block.

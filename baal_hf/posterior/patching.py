@@ -35,6 +35,9 @@ class _Patched(nn.Module):
         with self.patch.posterior.draw(self, t):
             return super().__call__(*args, **kwargs)
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _new_patched, (self.patch.unpatched,), self.__dict__
+
     def train(self, mode: bool = True) -> Any:
         if self.patch.consistent and not mode:
             self.patch.next_draw += 1
@@ -44,6 +47,7 @@ class _Patched(nn.Module):
 @dataclass
 class _Patch:
     posterior: Posterior
+    for_trainers: Posterior  # whose draws are to be networks
     unpatched: type[nn.Module]
     consistent: bool
     next_draw: int = 0
@@ -60,7 +64,8 @@ def patch_module(
         module: Any module with dropout.
         inplace: Patch this module, or a deep copy of it.
         posterior: What to draw from; by default `MCDropout(masks="fresh")`, the textbook's noise, or `MCDropout()` if
-            consistent.
+            consistent. A trainer, or `ModelWrapper`, that takes the module over draws from `MCDropout()` by default:
+            scores that look at several rows, such as BatchBALD and EPIG, need draws that are one network for all.
         consistent: Stay with one draw until `eval()` is called again, instead of drawing at each pass.
 
     Returns:
@@ -72,6 +77,7 @@ def patch_module(
     if is_patched(module):
         part = "" if isinstance(module, _Patched) else "a part of "
         raise ValueError(f"{part}this {type(module).__name__} is patched already; unpatch_module undoes it.")
+    for_trainers = posterior or MCDropout()
     if posterior is None:
         posterior = MCDropout(masks="shared" if consistent else "fresh")
         report = dropout_report(module)
@@ -84,9 +90,19 @@ def patch_module(
                 stacklevel=2,
             )
     module = module if inplace else copy.deepcopy(module)
-    kind = type(module)
-    module.patch = _Patch(posterior, kind, consistent)  # type: ignore[assignment]
-    module.__class__ = type(kind.__name__, (_Patched, kind), {"__module__": kind.__module__})
+    module.patch = _Patch(posterior, for_trainers, type(module), consistent)  # type: ignore[assignment]
+    module.__class__ = _patched(type(module))
+    return module
+
+
+def _patched(kind: type[nn.Module]) -> type[Any]:
+    return type(kind.__name__, (_Patched, kind), {"__module__": kind.__module__})
+
+
+def _new_patched(kind: type[nn.Module]) -> Any:
+    """A module without its state, which pickle and copy give it."""
+    module = kind.__new__(kind)
+    module.__class__ = _patched(kind)
     return module
 
 
@@ -99,23 +115,18 @@ def unpatch_module(module: ModuleT, inplace: bool = True) -> ModuleT:
     return module
 
 
-def patched_posterior(module: nn.Module) -> Posterior | None:
-    """What a patched module's passes are drawn from; None for a module that is not patched."""
-    return module.patch.posterior if isinstance(module, _Patched) else None
-
-
 def is_patched(model: nn.Module) -> bool:
     """Whether the passes of a model, or of a part of it, are draws."""
     return any(isinstance(part, _Patched) for part in model.modules())
 
 
 def unpatched(model: nn.Module) -> tuple[nn.Module, Posterior | None]:
-    """The model without the patches of it or its parts, and the posterior of the last; None if there was no patch."""
+    """The model without the patches of it or its parts, and what a trainer is to draw from; None without a patch."""
     posterior = None
     if isinstance(model, BayesianModule):
         model = model.parent_module
     for part in model.modules():
-        posterior = patched_posterior(part) or posterior
+        posterior = part.patch.for_trainers if isinstance(part, _Patched) else posterior
         unpatch_module(part)
     return model, posterior
 

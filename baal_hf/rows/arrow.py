@@ -169,7 +169,7 @@ class ArrowRows:
             indices = InMemoryTable.from_arrays([shared], names=["indices"])
         # The fingerprint, which has no public name either, names the contents: `map` finds in its cache what it made.
         chosen = blake2b(np.ascontiguousarray(row_ids).data).digest()  # the hasher would write all of them out
-        fingerprint = Hasher.hash([self._inputs._fingerprint, chosen, labels])
+        fingerprint = Hasher.hash([self._inputs._fingerprint, chosen, labels, repr(features)])
         view = datasets.Dataset(
             table, info=info, split=self._inputs.split, indices_table=indices, fingerprint=fingerprint
         )

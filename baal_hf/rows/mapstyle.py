@@ -98,7 +98,8 @@ def _with_label(names: Sequence[str], row: Any, label: Any) -> Any:
     if isinstance(row, Mapping):
         present = [name for name in names if name in row] or names[:1]
         return {**row, **{name: _like(row.get(name), label) for name in present}}
-    return (*row[:-1], _like(row[-1], label)) if isinstance(row, tuple | list) and len(row) > 1 else (row, label)
+    own = isinstance(row, tuple | list) and len(row) > 1
+    return (*row[:-1], _like(row[-1], label)) if own else (row, _like(None, label))
 
 
 def _own_label(names: Sequence[str], row: Any) -> Any:
@@ -110,7 +111,7 @@ def _own_label(names: Sequence[str], row: Any) -> Any:
 def _like(own: Any, label: Any) -> Any:
     """The label as a tensor where the row's own is one, so that own and given labels make a batch."""
     if not isinstance(own, Tensor):
-        return label
+        return copy.deepcopy(label)  # the ledger has the label itself, and a collator may pad it in place
     given = torch.as_tensor(label)
     return given.to(own.dtype) if torch.can_cast(given.dtype, own.dtype) else given
 

@@ -231,6 +231,7 @@ class Sampler:
             if len(predictions) != len(turn.rows):
                 raise ValueError(f"The model returned {len(predictions)} outputs for a batch of {len(turn.rows)} rows.")
             hidden = _padding(batch, predictions)
+            predictions, hidden = _from_the_first(predictions, hidden)
             finite = (predictions.isfinite() | hidden).flatten(1).all(1).cpu().numpy()  # [b]
             if finite.all():
                 values = value(predictions.float().masked_fill(hidden, torch.nan), turn.rows)  # [b, ...]
@@ -323,6 +324,19 @@ def _padding(batch: Any, predictions: Tensor) -> Tensor:
     if mask is None or predictions.ndim != 4 or mask.shape != (predictions.shape[0], predictions.shape[2]):
         return torch.zeros((), dtype=torch.bool, device=predictions.device)
     return mask[:, None, :, None].to(predictions.device) == 0  # [B, 1, S, 1]
+
+
+def _from_the_first(predictions: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Predictions [B, C, S, T] and padding [B, 1, S, 1], with padding before a row moved behind it.
+
+    Where a row begins would else depend on the batch that it is in.
+    """
+    if hidden.ndim == 0 or not bool(hidden[:, 0, 0].any()):
+        return predictions, hidden
+    S = hidden.shape[2]
+    before = hidden.long().cumprod(2).sum(2, keepdim=True)  # [B, 1, 1, 1], positions
+    places = (torch.arange(S, device=hidden.device)[None, None, :, None] + before) % S  # [B, 1, S, 1]
+    return predictions.gather(2, places.expand_as(predictions)), hidden.gather(2, places)
 
 
 def _refuse_broken(broken: list[int], accelerator: Accelerator) -> None:

@@ -15,20 +15,23 @@ import datasets
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from baal_hf.posterior import dropout_report
 from baal_hf.posterior.weights import weight_files
 
 _ROWS_AT_ONCE = 10_000
 _PIECE = 2**24  # bytes
+_GENERATORS = (torch.Generator, np.random.Generator)
 # What a configuration gains by being saved, loaded or trained, and what no result depends on.
 _PASSING = ("_name_or_path", "transformers_version", "architectures", "id2label", "label2id", "problem_type", "dtype")
 
 
 def described(value: Any) -> Any:
-    """A posterior, a heuristic or a part of one as JSON: its class and its attributes; arrays and code by their digest.
+    """A posterior, a heuristic, a collator or a part of one as JSON: its class and its attributes.
 
-    Generators of random numbers are left out.
+    Arrays, code and tables are told by their digest. Generators of random numbers are left out, and so is what models
+    and tokenizers are besides their class and how they pad.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -39,7 +42,7 @@ def described(value: Any) -> Any:
     if isinstance(value, Tensor | np.ndarray):
         return _digest(value)
     if isinstance(value, Mapping):
-        return {str(name): described(part) for name, part in value.items()}
+        return {str(name): described(part) for name, part in value.items() if not isinstance(part, _GENERATORS)}
     if isinstance(value, list | tuple | range | set):
         return [described(part) for part in value]
     if isinstance(value, types.FunctionType):
@@ -47,8 +50,14 @@ def described(value: Any) -> Any:
         return [value.__qualname__, _code_digest(value.__code__), closed, described(value.__defaults__)]
     if isinstance(value, partial):
         return [described(value.func), described(value.args), described(value.keywords)]
-    if isinstance(value, torch.Generator | np.random.Generator):
+    if isinstance(value, _GENERATORS):
         return None
+    if isinstance(value, datasets.Dataset):
+        return value._fingerprint
+    if isinstance(value, nn.Module):
+        return type(value).__name__
+    if isinstance(value, PreTrainedTokenizerBase):
+        return [type(value).__name__, value.padding_side, value.pad_token_id]
     if hasattr(value, "__qualname__"):  # a class, or a function that is not written in Python
         return f"{value.__module__}.{value.__qualname__}"
     names = [field.name for field in fields(value)] if is_dataclass(value) else list(getattr(value, "__dict__", {}))

@@ -53,6 +53,9 @@ def scoring(heuristic: AbstractHeuristic, arrays: Mapping[str, Any], rows: int |
                 f"{heuristic.name} gives a score to each position, {list(values.shape)}: choose a reduction, such as "
                 "reduction='mean'."
             )
+        if not values.isfinite().all():
+            broken = ids[~values.isfinite().cpu().numpy()]
+            raise ValueError(f"{heuristic.name} gave rows {broken[:10].tolist()} scores that are NaN or infinite.")
         return values
 
     return scores

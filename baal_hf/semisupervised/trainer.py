@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import get_last_checkpoint
 
 from baal_hf.inputs import InputCollator, input_names, model_columns
-from baal_hf.outputs import found_logits, problem_type, token_mask
+from baal_hf.outputs import found_logits, known_problem_type, token_mask
 from baal_hf.posterior.base import unwrapped
 from baal_hf.semisupervised.base import SemiSupervisedMethod
 from baal_hf.semisupervised.mean_teacher import MeanTeacher
@@ -40,7 +40,7 @@ class SemiSupervisedTrainer(BaalTransformersTrainer):
 
     Labels of the unlabelled rows do not reach the data collator and, where rows are dictionaries or a
     `datasets.Dataset`, are not read. Their order is a function of the seed and of the step, so that a run that goes on
-    from a checkpoint sees the rows that it would have seen; processes see different ones.
+    from a checkpoint sees the rows that it would have seen, if the pool is the same; processes see different ones.
 
     A mean teacher is saved in checkpoints and by `save_model` as `teacher.safetensors`, beside the model. Evaluation
     in training is of the model, not of the teacher; after training, also after the best checkpoint was loaded, the
@@ -194,7 +194,7 @@ class SemiSupervisedTrainer(BaalTransformersTrainer):
     def _class_logits(self, model: nn.Module, batch: Any) -> Tensor:
         """Logits [N, C] of a batch's rows, or of its tokens without padding."""
         bare = unwrapped(model)
-        kind = problem_type(bare) if getattr(bare, "config", None) is not None else None
+        kind = known_problem_type(bare)
         if kind not in (None, "single_label_classification"):
             raise ValueError(f"Semi-supervised learning needs a model of classes that exclude each other, got {kind}.")
         if isinstance(batch, Mapping):

@@ -17,6 +17,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import Subset, TensorDataset
+from transformers import TrainerCallback
 
 from baal_hf import (
     ActiveLearningCallback,
@@ -260,6 +261,25 @@ def test_fresh_masks_are_seeded(tmp_path: Path) -> None:
         stopped.start()
     run = begun("stopped")
     assert told(run.start(), run) == expected
+    assert len(whole.start()) == len(run.start()) == 4  # once more: all is there
+
+
+def test_fresh_masks_keep_their_settings(tmp_path: Path) -> None:
+    """Fresh masks that are seeded have the rate and the place that were asked for; the trainer keeps its own."""
+    run = experiment(tmp_path, None, max_rounds=2)
+    given = MCDropout(masks="fresh", p=0.2, where="head")
+    drawn = []
+    run.learner.trainer.posterior = given
+    predictions = run.learner.predictions
+
+    def noted(*arguments: Any) -> Any:
+        drawn.append(run.learner.trainer.posterior)
+        return predictions(*arguments)
+
+    run.learner.predictions = noted  # type: ignore[method-assign]
+    run.start()
+    assert [(posterior.p, posterior.where, posterior.masks) for posterior in drawn] == [(0.2, "head", "fresh")]
+    assert drawn[0].seed != 0 and run.learner.trainer.posterior is given and given.seed == 0
 
 
 def test_other_training(tmp_path: Path) -> None:
@@ -334,6 +354,38 @@ def test_checkpoints_hold_what_is_labelled(tmp_path: Path) -> None:
     again, fresh = begun(3)
     again.train(resume_from_checkpoint=True)
     assert fresh.n_labelled == 12
+
+
+def test_training_that_was_interrupted_is_over(tmp_path: Path) -> None:
+    """Checkpoints of a training hold its own rows, whatever the one before it ended with."""
+
+    class Stopped(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            raise Interrupted
+
+    training = trainer(tmp_path, save_strategy="epoch", num_train_epochs=1)
+    dataset = ActiveLearningDataset(rows(40))
+    dataset.label(range(4))
+    training.train_dataset = dataset.labelled
+    training.add_callback(ActiveLearningCallback(dataset))
+    training.add_callback(Stopped)
+    with pytest.raises(Interrupted):
+        training.train()
+    training.remove_callback(Stopped)
+    dataset.label(range(8))
+    training.train_dataset = dataset.labelled
+    training.train()
+    later = ActiveLearningDataset(rows(40))
+    checkpoint = tmp_path / "trainer" / "checkpoint-3"
+    assert len(ActiveLearningCallback(later).restore(checkpoint)) == later.n_labelled == 12
+
+
+def test_metrics_that_are_arrays(tmp_path: Path) -> None:
+    """An array among the metrics is in the records, as a list."""
+    run = experiment(tmp_path, tmp_path / "run", max_rounds=2)
+    run.learner.trainer.compute_metrics = lambda prediction: {"each": np.array([0.25, 0.5]), "one": np.float32(0.5)}
+    records = run.start()
+    assert len(records) == 2 and records[1]["eval_each"] == [0.25, 0.5] and records[1]["eval_one"] == 0.5
 
 
 def test_labels_that_come_later(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrize import remove_parametrizations
 from torch.nn.utils.rnn import pack_padded_sequence
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
@@ -137,6 +139,16 @@ def test_weights_that_are_never_met() -> None:
     message = r"cannot reach the weights of Linear in Own.*\(t\)"
     with pytest.raises(ValueError, match=message), MCDropConnect().draw(layer := Own(2, 2), 0):
         layer(torch.ones(1, 2))
+
+
+def test_weights_that_are_made_anew() -> None:
+    """A layer whose weight is a function of others is refused, also beside one whose weights can be dropped."""
+    model = nn.Sequential(weight_norm(nn.Linear(2, 2)), nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="the weights of 0, which are made anew"), MCDropConnect().draw(model, 0):
+        model(torch.ones(1, 2))
+    remove_parametrizations(model[0], "weight")
+    with MCDropConnect().draw(model, 0):
+        model(torch.ones(1, 2))
 
 
 def test_no_such_layer() -> None:

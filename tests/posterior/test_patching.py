@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from baal_hf import (
     patch_module,
     unpatch_module,
 )
-from baal_hf.posterior.patching import patched_posterior
+from baal_hf.posterior.patching import is_patched
 
 IDS = torch.tensor([[101, 2054, 2003, 102]])
 
@@ -35,7 +36,7 @@ def test_patched_in_place_and_back(model: PreTrainedModel) -> None:
     """Each evaluation pass of a patched model is a new draw; unpatched it is deterministic and as before."""
     expected, keys = logits(model), list(model.state_dict())
     assert patch_module(model) is model
-    assert patched_posterior(model) and list(model.state_dict()) == keys
+    assert is_patched(model) and list(model.state_dict()) == keys
     assert not torch.equal(logits(model), logits(model))
     assert unpatch_module(model) is model
     assert type(model) is BertForSequenceClassification
@@ -46,10 +47,10 @@ def test_patched_in_place_and_back(model: PreTrainedModel) -> None:
 def test_copies(model: PreTrainedModel) -> None:
     """inplace=False leaves the model alone, both ways."""
     patched = patch_module(model, inplace=False)
-    assert patched is not model and patched_posterior(patched) and not patched_posterior(model)
+    assert patched is not model and is_patched(patched) and not is_patched(model)
     assert torch.equal(logits(model), logits(model))
     plain = unpatch_module(patched, inplace=False)
-    assert patched_posterior(plain) is None and patched_posterior(patched)
+    assert not is_patched(plain) and is_patched(patched)
     torch.testing.assert_close(logits(plain), logits(model), rtol=0, atol=1e-6)  # a copy lies elsewhere in memory
     assert not torch.equal(logits(patched), logits(patched))
 
@@ -82,8 +83,8 @@ def test_other_posteriors(model: PreTrainedModel) -> None:
     """What is drawn from can be chosen; the same seed gives the same sequence of passes."""
     posterior = MCDropout(seed=5)
     patched = patch_module(copy.deepcopy(model), posterior=posterior)
-    assert patched_posterior(patched) is posterior
-    assert patched_posterior(model) is None
+    assert patched.patch.posterior is posterior
+    assert not is_patched(model)
     first, second = logits(patched), logits(patched)
     with torch.inference_mode():
         for t, came in enumerate([first, second]):
@@ -130,6 +131,27 @@ def test_trainer_takes_patches_over(model: PreTrainedModel, tmp_path: Path) -> N
     machine = BaalTransformersTrainer(MCDropoutConnectModule(model, ["Linear"], 0.4), arguments)
     assert machine.model is model and isinstance(machine.posterior, MCDropConnect)
     assert isinstance(BaalTransformersTrainer(MCConsistentDropoutModule(model), arguments).posterior, MCDropout)
+
+
+def test_trainers_draw_networks_from_default_patches(model: PreTrainedModel, tmp_path: Path) -> None:
+    """A trainer's draws are networks unless other ones were asked for: scores of several rows need that."""
+    arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    for module in (patch_module(copy.deepcopy(model)), MCDropoutModule(model)):
+        assert BaalTransformersTrainer(module, arguments).posterior.masks == "shared"
+    asked = patch_module(copy.deepcopy(model), posterior=MCDropout(masks="fresh"))
+    assert BaalTransformersTrainer(asked, arguments).posterior.masks == "fresh"
+
+
+def test_patched_modules_are_pickled(model: PreTrainedModel) -> None:
+    """A patched module comes out of a pickle, or a copy, patched, and can be had back."""
+    expected = logits(model)
+    patched = patch_module(model, posterior=MCDropout(seed=5))
+    for other in (pickle.loads(pickle.dumps(patched)), copy.deepcopy(patched)):
+        assert is_patched(other) and other.patch.posterior.seed == 5
+        assert not torch.equal(logits(other), logits(other))
+        torch.testing.assert_close(logits(unpatch_module(other)), expected, rtol=0, atol=1e-5)
+    wrapped = pickle.loads(pickle.dumps(MCDropoutModule(unpatch_module(model))))
+    assert not torch.equal(logits(wrapped), logits(wrapped))
 
 
 def test_bad_requests(model: PreTrainedModel) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, IterableDataset
 
 from baal_hf import Deterministic, MCDropout
@@ -97,6 +98,36 @@ def test_ragged_rows_are_padded_with_nan() -> None:
     assert whole.shape == (3, 3, 6, 5)
     assert np.isnan(whole[:2, :, 4:]).all()
     assert np.isfinite(whole[:2, :, :4]).all() and np.isfinite(whole[2]).all()
+
+
+class Tokens(Dataset[dict[str, Tensor]]):
+    """Rows of one to five tokens, numbered from the row's first."""
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"x": 10 * index + torch.arange(index + 1.0), "attention_mask": torch.ones(index + 1)}
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_tokens_are_counted_from_the_rows_first(side: str, batch_size: int) -> None:
+    """Where a token stands in the answer depends neither on the side that is padded nor on the batch."""
+
+    def padded(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        return {name: pad_sequence([row[name] for row in rows], True, padding_side=side) for name in rows[0]}
+
+    class Echo(nn.Module):
+        def forward(self, batch: dict[str, Tensor]) -> Tensor:
+            return batch["x"][:, None].expand(-1, 2, -1)  # [B, C, S]
+
+    parts = predict(Tokens(), Echo(), posterior=Deterministic(), iterations=1, collate_fn=padded, batch_size=batch_size)
+    whole = concatenated(iter(parts))
+    assert whole.shape == (5, 2, 5, 1)
+    for row in range(5):
+        assert whole[row, 1, : row + 1, 0].tolist() == [10 * row + token for token in range(row + 1)]
+        assert np.isnan(whole[row, :, row + 1 :]).all()
 
 
 @pytest.mark.parametrize(

