@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import re
 import weakref
 from functools import partial
@@ -677,6 +678,12 @@ def test_a_target_is_compared_with_its_own_output(made: Any) -> None:
     nn.init.ones_(scaled.model.weight), nn.init.zeros_(scaled.model.bias)
     optimizer = torch.optim.SGD(scaled.model.parameters(), 0.0)
     assert scaled.train_on_dataset(TensorDataset(outputs, target), optimizer, 3, **OPTIONS) == [pytest.approx(wanted)]
+
+
+def test_settings_tell_criteria_apart() -> None:
+    """What a criterion is set to is in the settings."""
+    criteria = [nn.CrossEntropyLoss(), nn.CrossEntropyLoss(label_smoothing=0.1), nn.CrossEntropyLoss(torch.ones(10))]
+    assert len({json.dumps(ModelWrapper(network(), criterion).settings) for criterion in criteria}) == 3
 
 
 def test_losses_that_are_sums_are_refused() -> None:

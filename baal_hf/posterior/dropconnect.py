@@ -71,7 +71,8 @@ class MCDropConnect:
         """Make `model` the t-th network for the length of a `with` block.
 
         Raises:
-            ValueError: `t` is negative, the model has none of the layers, or they use their weights in their own way.
+            ValueError: `t` is negative, the model has none of the layers, they use their weights in their own way, or
+                these are parametrized.
             TypeError: `model` is wrapped in `nn.DataParallel`.
             RuntimeError: A draw of this model, or another draw in this thread, is open already.
         """
@@ -86,7 +87,11 @@ class MCDropConnect:
             )
 
     def chosen(self, model: nn.Module) -> list[nn.Parameter]:
-        """The weights of the model that draws drop from."""
+        """The weights of the model that draws drop from.
+
+        Raises:
+            ValueError: Some are parametrized, so made of others for each pass.
+        """
         kinds = tuple(_KINDS[name] for name in self.layers)
         layers = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
         made = [name for name, module in layers.items() if is_parametrized(module)]

@@ -15,7 +15,7 @@ import datasets
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from baal_hf.posterior import dropout_report
 from baal_hf.posterior.weights import weight_files
@@ -31,7 +31,7 @@ def described(value: Any) -> Any:
     """A posterior, a heuristic, a collator or a part of one as JSON: its class and its attributes.
 
     Arrays, code and tables are told by their digest. Generators of random numbers are left out, and so is what models
-    and tokenizers are besides their class and how they pad.
+    and tokenizers of transformers are besides their class and how they pad.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -54,7 +54,7 @@ def described(value: Any) -> Any:
         return None
     if isinstance(value, datasets.Dataset):
         return value._fingerprint
-    if isinstance(value, nn.Module):
+    if isinstance(value, PreTrainedModel):
         return type(value).__name__
     if isinstance(value, PreTrainedTokenizerBase):
         return [type(value).__name__, value.padding_side, value.pad_token_id]
