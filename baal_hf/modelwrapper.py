@@ -379,10 +379,13 @@ class ModelWrapper:
 
     def reset_all(self) -> None:
         """Draw the weights of all layers anew that know how to."""
-        for part in reversed(list(self.model.modules())):  # a part that draws weights of its own parts comes after them
+
+        def begin_anew(part: nn.Module) -> None:
             reset: Any = getattr(part, "reset_parameters", getattr(part, "_reset_parameters", None))  # attention's
             if callable(reset):
                 reset()
+
+        self.model.apply(begin_anew)  # parts first: attention has a say in the weights of its own
 
     def _epoch(
         self,
