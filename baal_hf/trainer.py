@@ -373,7 +373,16 @@ class BaalTransformersTrainer(Trainer):
             if not isinstance(batch, Mapping):
                 return model(*batch)
             no_cache = {"use_cache": False} if "use_cache" in input_names(model) else {}  # of keys and values
-            return model(**{**no_cache, **batch})
+            try:
+                return model(**{**no_cache, **batch})
+            except ValueError as error:
+                has_decoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+                if not has_decoder or "decoder_input_ids" in batch:
+                    raise
+                raise ValueError(
+                    f"{type(model).__name__} was given no decoder_input_ids ({error}). It makes them of labels, which "
+                    "are not looked at here: give the rows a column of them."
+                ) from error
 
     def _sampler(
         self, dataset: Any, posterior: Posterior, forward: Forward, shown_as: str = "draws"

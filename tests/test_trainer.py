@@ -21,6 +21,8 @@ from transformers import (
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,
     PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
     Trainer,
     TrainingArguments,
     default_data_collator,
@@ -486,3 +488,15 @@ def test_scores_that_are_no_numbers(model: PreTrainedModel, tokenizer: Any, rows
     """Rows whose score is NaN are named, whatever is asked for."""
     with pytest.raises(ValueError, match=r"gave rows \[\d+\] scores that are NaN"):
         make(model, tokenizer, tmp_path).score_dataset(rows, Halves(), 2)
+
+
+def test_decoders_need_inputs(tmp_path: Path) -> None:
+    """A model that makes its decoder's inputs of labels is told what to give it, and predicts each token with that."""
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "vocab_size": 50}
+    model = T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0))
+    rows = [{"input_ids": [5, 6, 7], "attention_mask": [1, 1, 1], "labels": [8, 9]} for _ in range(3)]
+    trainer = make(model, None, tmp_path, data_collator=default_data_collator)
+    with pytest.raises(ValueError, match=r"was given no decoder_input_ids.*give the rows a column"):
+        trainer.predict_on_dataset(rows, 2)
+    rows = [{**row, "decoder_input_ids": [0, 8]} for row in rows]
+    assert trainer.predict_on_dataset(rows, 2).shape == (3, 50, 2, 2)
