@@ -1,4 +1,4 @@
-"""Accelerate, on the device that a call asks for."""
+"""Accelerate, on the device that a call asks for, and what its processes have together."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import GradientState, PartialState
-from accelerate.utils import GradientAccumulationPlugin, parse_flag_from_env
+from accelerate.utils import GradientAccumulationPlugin, broadcast, pad_across_processes, parse_flag_from_env
+from torch import Tensor, nn
 
 _PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -60,3 +61,40 @@ class DeviceAccelerator(Accelerator):  # type: ignore[misc]  # accelerate ships 
             return context
         precision = _PRECISIONS.get(self.mixed_precision)
         return torch.autocast(self._device.type, precision) if precision else nullcontext()
+
+
+@torch.no_grad()
+def agree_on_buffers(model: nn.Module, accelerator: Accelerator) -> None:
+    """Give every process the main one's buffers: each has seen other rows, and batch norm's statistics tell."""
+    if accelerator.num_processes > 1:
+        for buffer in model.buffers():
+            buffer.copy_(broadcast(buffer.clone()))
+
+
+def gathered(outputs: Any, target: Any, ignored: int | None, accelerator: Accelerator) -> tuple[Any, Any]:
+    """Outputs and target of all processes, no row twice; positions that one's rows are shorter by have no target.
+
+    Raises:
+        ValueError: Outputs of the processes have different shapes, and the criterion leaves out no position.
+    """
+    if accelerator.num_processes > 1:
+        if isinstance(outputs, Tensor) and isinstance(target, Tensor):
+            outputs, target = _as_long(outputs, target, ignored, accelerator)
+        outputs, target = accelerator.gather_for_metrics((outputs, target))
+    return outputs, target
+
+
+def _as_long(outputs: Tensor, target: Tensor, ignored: int | None, accelerator: Accelerator) -> tuple[Tensor, Tensor]:
+    """Outputs [B, C, *S] and target [B, *S], of the same *S on all processes."""
+    shapes = accelerator.gather(torch.tensor([outputs.shape[1:]], device=outputs.device))
+    if bool((shapes == shapes[0]).all()):
+        return outputs, target
+    if ignored is None or outputs.shape[2:] != target.shape[1:]:
+        raise ValueError(
+            f"Outputs of a row have shapes {shapes.unique(dim=0).tolist()} on the processes: pad all rows to one "
+            "length, or give the criterion an ignore_index."
+        )
+    for axis in range(2, outputs.ndim):
+        outputs = pad_across_processes(outputs, dim=axis)
+        target = pad_across_processes(target, dim=axis - 1, pad_index=ignored)
+    return outputs, target

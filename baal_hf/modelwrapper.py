@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.data_loader import prepare_data_loader
-from accelerate.utils import broadcast, find_batch_size, pad_across_processes, send_to_device
+from accelerate.utils import find_batch_size, send_to_device
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, default_collate
 
 from baal_hf.criteria import Link, Links, beside, ignored_target
-from baal_hf.devices import DeviceAccelerator
-from baal_hf.metrics.updating import result, update
+from baal_hf.devices import DeviceAccelerator, agree_on_buffers, gathered
+from baal_hf.metrics.updating import alone_on, result, update
 from baal_hf.outputs import found_logits
 from baal_hf.posterior import MCDropout, Posterior
 from baal_hf.posterior.patching import unpatched
@@ -148,13 +148,13 @@ class ModelWrapper:
         """
         accelerator = self.accelerator(use_cuda)
         loader = self._loader(dataset, batch_size, workers, collate_fn, accelerator, shuffle=False)
-        metrics = {name: _on(accelerator, made()) for name, made in self._metrics.items()}
+        metrics = {name: alone_on(accelerator.device, made()) for name, made in self._metrics.items()}
         ignored = ignored_target(self.criterion)
         total, rows = 0.0, 0
         for place, batch in enumerate(loader):
             inputs, target = inputs_and_target(batch, has_targets(dataset))
             mine = self._tested(inputs, average_predictions, accelerator)
-            outputs, target = _gathered(mine, _targeted(target), ignored, accelerator)
+            outputs, target = gathered(mine, _targeted(target), ignored, accelerator)
             target = beside(target, outputs, self.criterion)
             loss = float(self._loss(outputs, target))
             if not math.isfinite(loss):
@@ -415,7 +415,7 @@ class ModelWrapper:
                 total += torch.tensor([float(loss) * size, size])
         finally:
             self.model.eval()
-        _agreed_buffers(self.model, accelerator)
+        agree_on_buffers(self.model, accelerator)
         losses, rows = accelerator.gather(total.to(accelerator.device)[None]).sum(0).tolist()
         mean: float = losses / rows
         self._values["train_loss"] = mean
@@ -601,14 +601,6 @@ class ModelWrapper:
         return self._exchanging
 
 
-@torch.no_grad()
-def _agreed_buffers(model: nn.Module, accelerator: Accelerator) -> None:
-    """Give every process the main one's buffers: each has seen other rows, and batch norm's statistics tell."""
-    if accelerator.num_processes > 1:
-        for buffer in model.buffers():
-            buffer.copy_(broadcast(buffer.clone()))
-
-
 def input_collator(collate_fn: Callable[[list[Any]], Any] | None, dataset: Any) -> Callable[[list[Any]], Any]:
     """What makes batches of rows whose targets are not looked at, and may be None or not there."""
     if collate_fn is None:
@@ -667,55 +659,12 @@ def _as_inputs(data: Any) -> Any:
     return data if isinstance(data, Mapping | tuple | list) else (data,)
 
 
-def _gathered(outputs: Any, target: Any, ignored: int | None, accelerator: Accelerator) -> tuple[Any, Any]:
-    """Outputs and target of all processes, no row twice; positions that one's rows are shorter by have no target.
-
-    Raises:
-        ValueError: Outputs of the processes have different shapes, and the criterion leaves out no position.
-    """
-    if accelerator.num_processes > 1:
-        if isinstance(outputs, Tensor) and isinstance(target, Tensor):
-            outputs, target = _as_long(outputs, target, ignored, accelerator)
-        outputs, target = accelerator.gather_for_metrics((outputs, target))
-    return outputs, target
-
-
-def _as_long(outputs: Tensor, target: Tensor, ignored: int | None, accelerator: Accelerator) -> tuple[Tensor, Tensor]:
-    """Outputs [B, C, *S] and target [B, *S], of the same *S on all processes."""
-    shapes = accelerator.gather(torch.tensor([outputs.shape[1:]], device=outputs.device))
-    if bool((shapes == shapes[0]).all()):
-        return outputs, target
-    if ignored is None or outputs.shape[2:] != target.shape[1:]:
-        raise ValueError(
-            f"Outputs of a row have shapes {shapes.unique(dim=0).tolist()} on the processes: pad all rows to one "
-            "length, or give the criterion an ignore_index."
-        )
-    for axis in range(2, outputs.ndim):
-        outputs = pad_across_processes(outputs, dim=axis)
-        target = pad_across_processes(target, dim=axis - 1, pad_index=ignored)
-    return outputs, target
-
-
 def _rows_in(inputs: Any) -> int:
     """How many rows a batch has; what is no tensor has them as its items."""
     try:
         return int(find_batch_size(inputs))
     except TypeError:
         return len(next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs[0])
-
-
-def _on(accelerator: Accelerator, metric: Any) -> Any:
-    """A metric of torchmetrics on the device of what it will be given, which is what all processes have."""
-    if not isinstance(metric, nn.Module):
-        return metric
-    for part in metric.modules():  # of a collection each
-        if hasattr(part, "distributed_available_fn"):
-            part.distributed_available_fn = _nobody_else  # type: ignore[assignment]
-    return metric.to(accelerator.device)
-
-
-def _nobody_else() -> bool:
-    return False
 
 
 def _to(values: Any, accelerator: Accelerator) -> Any:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Features, Value
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def update(
@@ -48,6 +49,16 @@ def update(
     metric.add_batch(predictions=shaped[0], references=shaped[1])
 
 
+def alone_on(device: torch.device, metric: Any) -> Any:
+    """A metric of torchmetrics on the device of what it will be given, which is what all processes have together."""
+    if not isinstance(metric, nn.Module):
+        return metric
+    for part in metric.modules():  # of a collection each
+        if hasattr(part, "distributed_available_fn"):
+            part.distributed_available_fn = _nobody_else  # type: ignore[assignment]
+    return metric.to(device)
+
+
 def result(metric: Any, name: str) -> Any:
     """The value of a metric: of several that a module of `evaluate` returns that of its name, if it has it."""
     value = metric.compute()
@@ -76,3 +87,7 @@ def _shaped(values: Tensor, feature: Any) -> np.ndarray:
     if isinstance(feature, Value):
         return values.flatten().cpu().numpy()
     return values.movedim(1, -1).flatten(0, -2).cpu().numpy()
+
+
+def _nobody_else() -> bool:
+    return False
