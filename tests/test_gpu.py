@@ -182,8 +182,8 @@ def test_modules_are_drawn_as_on_the_cpu(kind: str) -> None:
 
 
 def test_each_call_chooses_its_device() -> None:
-    """Whoever says `use_cuda` has it so, whatever was said before."""
-    wrapper = ModelWrapper(convolutional(), nn.CrossEntropyLoss())
+    """Whoever says `use_cuda` has it so, whatever was said before; a criterion's weights go along."""
+    wrapper = ModelWrapper(convolutional(), nn.CrossEntropyLoss(torch.ones(5)))
     optimizer = torch.optim.SGD(wrapper.model.parameters(), 0.05)
     for use_cuda in (False, True, None, False):
         wrapper.train_on_dataset(images(), optimizer, 50, 1, use_cuda=use_cuda, workers=0)
