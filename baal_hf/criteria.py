@@ -94,7 +94,7 @@ def ignored_target(criterion: Any) -> int | None:
     return parameter.default if parameter is not None and isinstance(parameter.default, int) else None
 
 
-def beside(target: Any, outputs: Any, criterion: Any) -> Any:
+def aligned_target(target: Any, outputs: Any, criterion: Any) -> Any:
     """A target [B] as [B, 1] where a criterion compares it with outputs [B, 1] value by value, else as it is.
 
     As it is, it would be compared with each of the outputs.

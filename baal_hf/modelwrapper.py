@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, default_collate
 
-from baal_hf.criteria import Link, Links, beside, ignored_target
+from baal_hf.criteria import Link, Links, aligned_target, ignored_target
 from baal_hf.devices import DeviceAccelerator, agree_on_buffers, gathered
 from baal_hf.metrics.updating import alone_on, result, update
 from baal_hf.outputs import found_logits
@@ -155,7 +155,7 @@ class ModelWrapper:
             inputs, target = inputs_and_target(batch, has_targets(dataset))
             mine = self._tested(inputs, average_predictions, accelerator)
             outputs, target = gathered(mine, _targeted(target), ignored, accelerator)
-            target = beside(target, outputs, self.criterion)
+            target = aligned_target(target, outputs, self.criterion)
             loss = float(self._loss(outputs, target))
             if not math.isfinite(loss):
                 raise ValueError(f"Batch {place} of the test: the loss is {loss}. Look at its rows, or at the weights.")
@@ -454,7 +454,7 @@ class ModelWrapper:
     def _loss(self, outputs: Any, target: Any) -> Tensor:
         if self.criterion is None:
             raise ValueError("Training and testing need a criterion, and ModelWrapper was given None.")
-        loss = self.criterion(outputs, beside(target, outputs, self.criterion))
+        loss = self.criterion(outputs, aligned_target(target, outputs, self.criterion))
         if loss.numel() != 1:
             raise ValueError(
                 f"The criterion needs to return one number, a mean over the batch, got {list(loss.shape)}: give it "

@@ -116,8 +116,9 @@ class BaalTransformersTrainer(Trainer):
 
         Returns:
             float32 or float16, [N, C, T] or [N, C, *S, T], in the order of the dataset, the same on every process.
-            Where rows have different lengths, positions that are padding are NaN. With `store` the store, whose
-            iteration gives these arrays a chunk of rows at a time.
+            Where rows have different lengths, positions that are padding are NaN, and stand behind the row's tokens
+            whatever side is padded. With `store` the store, whose iteration gives these arrays a chunk of rows at a
+            time.
 
         Raises:
             ValueError: `iterations` < 1 or beyond the posterior's size, an empty dataset, a row that is too long for
@@ -322,16 +323,14 @@ class BaalTransformersTrainer(Trainer):
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Trainer's own; with persistent workers, too, each dataset that is given has a loader of its own."""
-        loaders: dict[str, Any] = getattr(self, "_eval_dataloaders", {})
-        given = eval_dataset is not None and not isinstance(eval_dataset, str)
-        kept = loaders.pop("eval", None) if given else None  # the one of `self.eval_dataset`
+        if eval_dataset is None or isinstance(eval_dataset, str):
+            return super().get_eval_dataloader(eval_dataset)
+        # Trainer keeps all that have no name under the same one.
+        kept, self._eval_dataloaders = getattr(self, "_eval_dataloaders", {}), {}
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:
-            if given:
-                getattr(self, "_eval_dataloaders", {}).pop("eval", None)
-            if kept is not None:
-                loaders["eval"] = kept
+            self._eval_dataloaders = kept
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Trainer's own, once something is labelled.

@@ -747,9 +747,12 @@ def test_members_in_a_region_of_autocast() -> None:
         model.model[-1].bias.data[0] += shift
         model.add_checkpoint()
     plain = model.predict_on_batch(rows.tensors[0])
+    model.model[-1].bias.data[0] -= 6  # as no member has it
     with torch.autocast("cpu", torch.bfloat16):
+        own = model.model(rows.tensors[0])
         found = model.predict_on_batch(rows.tensors[0])
         loss = model.test_on_dataset(rows, 8, **OPTIONS, average_predictions=2)
+        torch.testing.assert_close(model.model(rows.tensors[0]), own)
     assert (plain[..., 0] - plain[..., 1]).abs().max() > 0.3
     torch.testing.assert_close(found, plain, atol=0.02, rtol=0)
     assert loss == pytest.approx(model.test_on_dataset(rows, 8, **OPTIONS, average_predictions=2), abs=0.02)

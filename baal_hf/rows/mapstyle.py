@@ -98,8 +98,8 @@ def _with_label(names: Sequence[str], row: Any, label: Any) -> Any:
     if isinstance(row, Mapping):
         present = [name for name in names if name in row] or names[:1]
         return {**row, **{name: _like(row.get(name), label) for name in present}}
-    own = isinstance(row, tuple | list) and len(row) > 1
-    return (*row[:-1], _like(row[-1], label)) if own else (row, _like(None, label))
+    has_own = isinstance(row, tuple | list) and len(row) > 1
+    return (*row[:-1], _like(row[-1], label)) if has_own else (row, copy.deepcopy(label))
 
 
 def _own_label(names: Sequence[str], row: Any) -> Any:
