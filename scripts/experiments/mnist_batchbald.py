@@ -15,9 +15,12 @@ its own, of standard deviation 0.1 after pixels were normalised.
 
 Other than in the paper: a query sees 20 draws of 5,000 rows of the pool, which are random images with all their copies,
 so that copies meet as they do in the whole pool; the network is trained anew at each step, by a fixed number of steps
-of Adam and not until the accuracy on further labelled rows falls; test images are predicted once, without dropout,
-which was as accurate as the mean of 10 draws or more. PowerBALD's temperature is 1/8 (Kirsch et al., 2023,
-arXiv:2106.12059). `--draws 100 --fresh_weights --l2 5e-4` are as in the code of the latter.
+of Adam and not until the accuracy on further labelled rows falls; test images are predicted once, without dropout.
+PowerBALD's temperature is 1/8 (Kirsch et al., 2023, arXiv:2106.12059). `--draws 100 --fresh_weights --l2 5e-4
+--test_draws 20` are as in the code of the latter.
+
+How a network is tested does not change what is labelled: `--labels_of` an earlier run trains on its labels and tests,
+and queries nothing.
 
 How to train was tried on 240 labels that BatchBALD had chosen with seed 1, which is not in the table: 500 steps at 1e-3
 gave 94.5 and 94.7 % with two first weights, at 2e-3 95.6 and 94.5, 350 at 3e-3 and 150 at 5e-4 94.9 and 95.2, 1,500 at
@@ -33,6 +36,7 @@ learning_curve.png. "labelled" is what the network was trained on when its accur
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import multiprocessing
 import time
@@ -143,8 +147,35 @@ def network(classes: int) -> nn.Sequential:
     )
 
 
-def run(name: str, seed: int, settings: Settings, data: Images, earlier: Sequence[Record] = ()) -> Iterator[Record]:
-    """A record for each number of labels, but for those of `earlier`, whose labels are taken over."""
+def query(
+    name: str, dataset: ActiveLearningDataset, wrapper: ModelWrapper, images: int, settings: Settings, seed: int
+) -> None:
+    """Label the rows that the heuristic chooses of what it sees of the pool."""
+    loop = ActiveLearningLoop(
+        dataset,
+        wrapper.predict_on_dataset,
+        HEURISTICS[name](seed),
+        query_size=settings.query_size,
+        iterations=settings.draws,
+        batch_size=1_000 if torch.cuda.is_available() else 250,  # what fits a processor's cache
+        workers=0,
+        verbose=False,
+    )
+    loop.step(sampled(dataset, images, settings, seed))
+
+
+def run(
+    name: str,
+    seed: int,
+    settings: Settings,
+    data: Images,
+    earlier: Sequence[Record] = (),
+    labels_of: Sequence[Record] = (),
+) -> Iterator[Record]:
+    """A record for each number of labels, but for those of `earlier`, whose labels are taken over.
+
+    With `labels_of`, a whole run's records, nothing is queried: the labels are that run's.
+    """
     dataset = ActiveLearningDataset(Copies(data.train, data.train_classes, settings.repeat, settings.noise, seed))
     for row_ids in [first_labels(data.train_classes, settings.initial, seed), *(r["queried"] for r in earlier)]:
         dataset.annotate(row_ids)
@@ -158,7 +189,7 @@ def run(name: str, seed: int, settings: Settings, data: Images, earlier: Sequenc
     wrapper.add_metric("accuracy", Accuracy)
     weights = {key: value.clone() for key, value in wrapper.state_dict().items()}
 
-    for size in settings.sizes[len(earlier) :]:
+    for step, size in list(enumerate(settings.sizes))[len(earlier) :]:
         step_seed = 10_000 * seed + size
         started = time.perf_counter()
         torch.manual_seed(step_seed)
@@ -171,18 +202,10 @@ def run(name: str, seed: int, settings: Settings, data: Images, earlier: Sequenc
         wrapper.test_on_dataset(test, batch_size=250, workers=0, average_predictions=settings.test_draws)
         tested = time.perf_counter()
         images_labelled = len(np.unique(dataset.labelled_ids % len(data.train)))
-        if size < settings.sizes[-1]:
-            loop = ActiveLearningLoop(
-                dataset,
-                wrapper.predict_on_dataset,
-                HEURISTICS[name](step_seed),
-                query_size=settings.query_size,
-                iterations=settings.draws,
-                batch_size=1_000 if torch.cuda.is_available() else 250,  # what fits a processor's cache
-                workers=0,
-                verbose=False,
-            )
-            loop.step(sampled(dataset, len(data.train), settings, step_seed))
+        if labels_of:
+            dataset.annotate(labels_of[step]["queried"])
+        elif size < settings.sizes[-1]:
+            query(name, dataset, wrapper, len(data.train), settings, step_seed)
         yield {
             "heuristic": name,
             "seed": seed,
@@ -197,13 +220,16 @@ def run(name: str, seed: int, settings: Settings, data: Images, earlier: Sequenc
         }
 
 
+Job = tuple[str, int, Settings, str, RunRecords, RunRecords | None]  # heuristic, seed, ..., whose labels
+
 loaded = cache(images)  # by each process once
 
 
-def run_job(job: tuple[str, int, Settings, str, RunRecords]) -> tuple[str, int]:
+def run_job(job: Job) -> tuple[str, int]:
     """Go on with a run until its end, writing its records."""
-    name, seed, settings, source, records = job
-    for record in run(name, seed, settings, loaded(source, SIZE, "L"), records.of(name, seed)):
+    name, seed, settings, source, records, labels_of = job
+    others = () if labels_of is None else labels_of.of(name, seed)
+    for record in run(name, seed, settings, loaded(source, SIZE, "L"), records.of(name, seed), others):
         records.add(record)
         seconds = sum(record[f"seconds_{part}"] for part in ("train", "test", "query"))
         print(
@@ -214,7 +240,7 @@ def run_job(job: tuple[str, int, Settings, str, RunRecords]) -> tuple[str, int]:
     return name, seed
 
 
-def in_one_thread(job: tuple[str, int, Settings, str, RunRecords]) -> tuple[str, int]:
+def in_one_thread(job: Job) -> tuple[str, int]:
     """As `run_job`, in a process beside others."""
     torch.set_num_threads(1)
     return run_job(job)
@@ -232,14 +258,17 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--draws", type=int, default=20, help="Of MC dropout, in a query; by default 20.")
     parser.add_argument("--l2", type=float, default=0.0, help="Penalty on weights, in the gradients; by default none.")
     parser.add_argument("--fresh_weights", action="store_true", help="Other first weights at each step.")
+    parser.add_argument("--test_draws", type=int, default=1, help="Whose mean is tested; by default 1: no dropout.")
+    parser.add_argument("--labels_of", type=Path, help="An earlier run's folder: its labels are taken, none queried.")
     parser.add_argument("--workers", type=int, default=1, help="Processes of one thread each, if more than one.")
     parser.add_argument("--output_dir", type=Path, help="By default outputs/mnist_batchbald or outputs/..._x4.")
     parser.add_argument("--quick", action="store_true", help="Random and BatchBALD, one seed, 40 labels.")
     args = parser.parse_args(argv)
     if args.repeat < 1:
         parser.error(f"--repeat needs a number from 1, got {args.repeat}")
-    if args.draws < 1:
-        parser.error(f"--draws needs a number from 1, got {args.draws}")
+    for name in ("draws", "test_draws"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} needs a number from 1, got {getattr(args, name)}")
     if not args.l2 >= 0:  # nor NaN
         parser.error(f"--l2 needs a number from 0, got {args.l2}")
     if args.pool_sample < args.repeat:
@@ -262,13 +291,17 @@ def main(argv: list[str] | None = None) -> list[Record]:
         draws=args.draws,
         l2=args.l2,
         fresh_weights=args.fresh_weights,
+        test_draws=args.test_draws,
     )
     if args.quick:
         settings = replace(settings, labels=40, pool_sample=50, draws=4, steps=((3e-3, 25),), test_rows=200)
     data = loaded(args.data, SIZE, "L")
     check(data, settings)
-    records = RunRecords(args.output_dir, {**asdict(settings), "data": data.fingerprint})
-    jobs = [(name, seed, settings, args.data, records) for seed in args.seeds for name in args.heuristics]
+    told = {**asdict(settings), "data": data.fingerprint}
+    runs = [(name, seed) for seed in args.seeds for name in args.heuristics]
+    labels_of = earlier_labels(args.labels_of, told, settings, runs) if args.labels_of else None
+    records = RunRecords(args.output_dir, told | ({"labels_of": str(args.labels_of)} if labels_of else {}))
+    jobs: list[Job] = [(name, seed, settings, args.data, records, labels_of) for name, seed in runs]
     if args.workers == 1:
         list(map(run_job, jobs))
     else:
@@ -279,6 +312,28 @@ def main(argv: list[str] | None = None) -> list[Record]:
     print(written(came_out, args.output_dir, title, TARGET, against=("bald", "random")))
     print(f"Written to {args.output_dir}: records by heuristic and seed, table.md, learning_curve.png")
     return came_out
+
+
+def earlier_labels(
+    folder: Path, told: dict[str, Any], settings: Settings, runs: Sequence[tuple[str, int]]
+) -> RunRecords:
+    """The records of an earlier run, whose labels can be taken over.
+
+    Raises:
+        SystemExit: There is none, or it labelled other rows, or it has not ended.
+    """
+    if not (folder / "settings.json").exists():
+        raise SystemExit(f"--labels_of needs the folder of an earlier run, and {folder} has no settings.json.")
+    earlier = json.loads((folder / "settings.json").read_text())
+    rows = ("data", "repeat", "noise", "initial", "query_size", "labels")
+    other = [name for name in rows if earlier[name] != told[name]]
+    if other:
+        raise SystemExit(f"{folder} holds runs with other settings ({', '.join(other)}): its labels are of other rows.")
+    records = RunRecords(folder, earlier)
+    lacking = [f"{name} with seed {seed}" for name, seed in runs if len(records.of(name, seed)) < len(settings.sizes)]
+    if lacking:
+        raise SystemExit(f"{folder} has no labels, or not all, of {', '.join(lacking)}: let it run to its end first.")
+    return records
 
 
 def check(data: Images, settings: Settings) -> None:

@@ -139,6 +139,39 @@ def test_other_data_are_refused(
             shown(script, "--data", str(source), "--repeat", repeat, "--output_dir", str(quick[1]))
 
 
+def test_tests_do_not_change_labels(
+    script: ModuleType, folder: Path, quick: tuple[list[dict], Path, str], tmp_path: Path
+) -> None:
+    """Tested by draws, a run labels the same rows; with the labels of the other it is the same, and queries nothing."""
+    arguments = ["--data", str(folder), "--repeat", "2", "--heuristics", "batchbald", "--test_draws", "3"]
+    before = [r for r in quick[0] if r["heuristic"] == "batchbald"]
+    own, _ = shown(script, *arguments, "--output_dir", str(tmp_path / "own"))
+    assert [r["queried"] for r in own] == [r["queried"] for r in before]
+    assert all(r["loss"] != b["loss"] for r, b in zip(own, before, strict=True))
+    taken = [*arguments, "--labels_of", str(quick[1]), "--output_dir", str(tmp_path / "taken")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script, "query", None)
+        records, _ = shown(script, *taken)
+        assert untimed(records) == untimed(own)
+        path = tmp_path / "taken" / "batchbald-2.jsonl"
+        path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
+        assert untimed(shown(script, *taken)[0]) == untimed(own)  # a run that goes on
+
+
+def test_labels_of_another_run_are_refused(
+    script: ModuleType, folder: Path, quick: tuple[list[dict], Path, str], tmp_path: Path
+) -> None:
+    """Labels are not taken from no run, from one on other rows, nor from one that has not ended."""
+    arguments = ["--data", str(folder), "--output_dir", str(tmp_path / "out"), "--labels_of"]
+    with pytest.raises(SystemExit, match="nowhere has no settings"):
+        shown(script, *arguments, str(tmp_path / "nowhere"))
+    with pytest.raises(SystemExit, match=r"other settings \(repeat\)"):
+        shown(script, *arguments, str(quick[1]), "--repeat", "3")
+    with pytest.raises(SystemExit, match="not all, of bald with seed 2, random with seed 4, bald with seed 4: let it"):
+        shown(script, *arguments, str(quick[1]), "--repeat", "2", "--heuristics", "random", "bald", "--seeds", "2", "4")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("name", ["batchbald", "bald", "powerbald", "margin", "random"])
 def test_every_heuristic_chooses(script: ModuleType, folder: Path, name: str) -> None:
     """Every heuristic of the list labels ten different rows out of the sample of the pool."""
@@ -227,6 +260,7 @@ def test_without_copies_there_is_no_noise(script: ModuleType) -> None:
         (["--heuristics", "bold"], "invalid choice: 'bold'"),
         (["--repeat", "0"], "--repeat needs a number from 1, got 0"),
         (["--draws", "0"], "--draws needs a number from 1, got 0"),
+        (["--test_draws", "0"], "--test_draws needs a number from 1, got 0"),
         (["--l2", "-1"], "--l2 needs a number from 0, got -1"),
         (["--pool_sample", "3", "--repeat", "4"], "--pool_sample needs an image with all its copies, 4 rows, got 3"),
     ],
