@@ -31,6 +31,7 @@ from baal_hf.rows import has_targets, inputs_and_target
 from baal_hf.sampling import (
     Folder,
     Packing,
+    Passes,
     Sampler,
     check_iterations,
     described,
@@ -150,11 +151,11 @@ class ModelWrapper:
         loader = self._loader(dataset, batch_size, workers, collate_fn, accelerator, shuffle=False)
         metrics = {name: alone_on(accelerator.device, made()) for name, made in self._metrics.items()}
         ignored = ignored_target(self.criterion)
+        tested = self._testing(average_predictions, accelerator)
         total, rows = 0.0, 0
         for place, batch in enumerate(loader):
             inputs, target = inputs_and_target(batch, has_targets(dataset))
-            mine = self._tested(inputs, average_predictions, accelerator)
-            outputs, target = gathered(mine, _targeted(target), ignored, accelerator)
+            outputs, target = gathered(tested(inputs), _targeted(target), ignored, accelerator)
             target = aligned_target(target, outputs, self.criterion)
             loss = float(self._loss(outputs, target))
             if not math.isfinite(loss):
@@ -250,7 +251,7 @@ class ModelWrapper:
     def test_on_batch(self, data: Any, target: Any, cuda: bool | None = None, average_predictions: int = 1) -> Tensor:
         """The loss of a batch; as `test_on_dataset`."""
         accelerator = self.accelerator(cuda)
-        outputs = self._tested(_as_inputs(data), average_predictions, accelerator)
+        outputs = self._testing(average_predictions, accelerator)(_as_inputs(data))
         loss = self._loss(outputs, _to(target, accelerator)).detach()
         if not bool(torch.isfinite(loss)):
             raise ValueError(f"The batch: the loss is {loss.item()}. Look at its rows, or at the weights.")
@@ -325,7 +326,7 @@ class ModelWrapper:
             ValueError: T < 1, no dropout to draw from, or outputs that are not finite.
         """
         check_iterations(iterations, self.posterior)
-        probs = self._drawn(_as_inputs(data), iterations, self.accelerator(cuda))
+        probs = self._drawing(self.accelerator(cuda))(_as_inputs(data), iterations)
         if not all(bool(torch.isfinite(part).all()) for part in (probs if isinstance(probs, list) else [probs])):
             raise ValueError("The model's outputs for the batch are not finite. Look at its rows, or at the weights.")
         return probs
@@ -462,27 +463,25 @@ class ModelWrapper:
             )
         return loss
 
-    @torch.no_grad()
-    def _tested(self, inputs: Any, draws: int, accelerator: Accelerator) -> Any:
-        """Outputs of the model as it is, or those whose probabilities are the mean over draws."""
+    def _testing(self, draws: int, accelerator: Accelerator) -> Callable[[Any], Any]:
+        """What gives the outputs of a batch: the model as it is, or those whose probabilities are the mean of draws."""
         if draws < 1:
             raise ValueError(f"Testing needs average_predictions >= 1, got {draws}.")
         if draws == 1:
-            with evaluation_flags(self._model_on(accelerator)), accelerator.autocast():
-                return _each(lambda output: output.float(), _called(self.model, _to(inputs, accelerator)))
-        mean = _each(lambda probs: probs.mean(-1), self._drawn(inputs, draws, accelerator))
-        return self.links.to_outputs(mean)
+            return partial(self._deterministic, accelerator)
+        drawn = self._drawing(accelerator)
+        return lambda inputs: self.links.to_outputs(_each(lambda probs: probs.mean(-1), drawn(inputs, draws)))
 
     @torch.no_grad()
-    def _drawn(self, inputs: Any, draws: int, accelerator: Accelerator) -> Any:
-        """Probabilities of a batch under draws, [B, C, *S, T] each."""
-        model, posterior, passes = self._model_on(accelerator), self.posterior, []
-        for t in range(draws):
-            with posterior.draw(model, t), accelerator.autocast():
-                passes.append(self._probabilities(_called(model, _to(inputs, accelerator))))
-        if isinstance(passes[0], list):
-            return [torch.stack(outputs, -1) for outputs in zip(*passes, strict=True)]
-        return torch.stack(passes, -1)
+    def _deterministic(self, accelerator: Accelerator, inputs: Any) -> Any:
+        with evaluation_flags(self._model_on(accelerator)), accelerator.autocast():
+            return _each(lambda output: output.float(), _called(self.model, _to(inputs, accelerator)))
+
+    def _drawing(self, accelerator: Accelerator) -> _Drawing:
+        def outputs(model: nn.Module, inputs: Any) -> Any:
+            return self._probabilities(_called(model, inputs))
+
+        return _Drawing(self._model_on(accelerator), self.posterior, outputs, accelerator)
 
     def _probabilities(self, outputs: Any) -> Any:
         if any(output.ndim < 2 for output in (outputs if isinstance(outputs, list) else [outputs])):
@@ -599,6 +598,35 @@ class ModelWrapper:
             # What Accelerate puts around the forward pass goes: it would stay, and go around it again next time.
             self.model = accelerator.unwrap_model(self._exchanging, keep_fp32_wrapper=False)
         return self._exchanging
+
+
+class _Drawing:
+    """Predicts one batch after another under T draws, [B, C, *S, T], or a list of one such tensor for each output.
+
+    Args:
+        model: The network.
+        posterior: What makes the t-th network.
+        outputs: (model, inputs) -> predictions [B, C, *S], or a list of them.
+        accelerator: Device and mixed precision.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        posterior: Posterior,
+        outputs: Callable[[nn.Module, Any], Any],
+        accelerator: Accelerator,
+    ) -> None:
+        self._packing = Packing()
+        self._passes = Passes(
+            model, posterior, lambda model, inputs: self._packing.packed(outputs(model, inputs)), accelerator
+        )
+
+    def __call__(self, inputs: Any, draws: int) -> Any:
+        self._packing = Packing()  # batches may differ in their shapes
+        (part,) = self._passes([inputs], range(draws))
+        unpacked = self._packing.unpacked(part)
+        return unpacked[0] if self._packing.is_single else unpacked
 
 
 def input_collator(collate_fn: Callable[[list[Any]], Any] | None, dataset: Any) -> Callable[[list[Any]], Any]:

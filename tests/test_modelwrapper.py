@@ -172,6 +172,52 @@ def test_average_predictions(criterion: Any) -> None:
         model.test_on_dataset(rows, 8, **OPTIONS, average_predictions=0)
 
 
+class Counting(nn.Linear):
+    """A layer that counts its calls."""
+
+    calls = 0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(inputs)
+
+
+def test_tests_by_draws_share_work() -> None:
+    """What comes before the first mask is computed once for a batch's draws, and once more in the first, to compare."""
+    torch.manual_seed(0)
+    first = Counting(64, 64)
+    model = ModelWrapper(nn.Sequential(first, nn.ReLU(), nn.Dropout(), nn.Linear(64, 10)), nn.CrossEntropyLoss())
+    rows = digits(21)
+    shared = model.test_on_dataset(rows, 8, **OPTIONS, average_predictions=6)
+    assert first.calls == 4
+    probs = torch.from_numpy(expected(model.model, rows.tensors[0], 6)).mean(-1)
+    assert shared == pytest.approx(F.nll_loss(probs.log(), rows.tensors[1]).item(), rel=1e-4)
+
+
+class TwoWide(nn.Module):
+    """Logits at each position and of each row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout, self.head = nn.Dropout(), nn.Linear(1, 3)
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.head(self.dropout(inputs[..., None]))  # [B, L, 3]
+        return logits.mT, logits.mean(1)
+
+
+def test_batches_tested_by_draws_may_differ_in_shape() -> None:
+    """Rows of several outputs are tested by draws though the last batch is shorter than the others."""
+    torch.manual_seed(0)
+    rows = [(torch.ones(length), torch.tensor(1)) for length in (5, 5, 2)]
+
+    def loss(outputs: list[Tensor], target: Tensor) -> Tensor:
+        return F.cross_entropy(outputs[0].mean(-1), target) + F.cross_entropy(outputs[1], target)
+
+    model = ModelWrapper(TwoWide(), loss, probabilities=["softmax", "softmax"])
+    assert 0 < model.test_on_dataset(rows, 2, **OPTIONS, average_predictions=3) < 5
+
+
 def test_best_weights_and_early_stopping() -> None:
     """Training stops after `patience` epochs without a lower test loss, and the best epoch's weights come back."""
     model = wrapper()

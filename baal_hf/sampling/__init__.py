@@ -6,7 +6,7 @@ from baal_hf.sampling.engine import Chunk, Sampler, Value, check_iterations, che
 from baal_hf.sampling.joining import concatenated, halved
 from baal_hf.sampling.manifest import described, model_digest, rows_digest
 from baal_hf.sampling.packing import Packing
-from baal_hf.sampling.passes import Forward
+from baal_hf.sampling.passes import Forward, Passes
 from baal_hf.sampling.progress import progress_bar
 from baal_hf.sampling.scores import agreed, check_ranking, scoring, top_rows
 from baal_hf.sampling.stored import Folder, refuse_fresh, sample_to_store
@@ -16,6 +16,7 @@ __all__ = [
     "Folder",
     "Forward",
     "Packing",
+    "Passes",
     "Sampler",
     "Value",
     "adaptive_top_rows",
