@@ -142,6 +142,7 @@ class ModelWrapper:
     ) -> float:
         """The mean loss over the rows, deterministic, or of the predictive mean over that many draws.
 
+        The draws of a batch share what they can, as in `predict_on_dataset`.
         Metrics that were added are computed, too: `get_metrics("test")`.
 
         Raises:
