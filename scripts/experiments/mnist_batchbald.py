@@ -10,16 +10,17 @@ a data set on the hub, such as `ylecun/mnist`. Results compare with the paper's 
 
 As in the paper (arXiv:1906.08158): two blocks of 5x5 convolution, dropout, max-pooling and ReLU, with 32 and 64
 filters, then 128 hidden units with dropout; dropout 0.5 in all three places. (Dropout of whole channels may stand
-behind max-pooling and ReLU, as it does here: the outputs are the same, and queries 1.4 times as fast.) 20 rows are
-labelled at the start, two of each class, and 10 more a step. With `--repeat 4` the pool has four copies of each image,
-each with Gaussian noise of its own, of standard deviation 0.1 after pixels were normalised.
+behind max-pooling and ReLU, as it does here: the outputs are the same, and draws share more work.) 20 rows are labelled
+at the start, two of each class, and 10 more a step. With `--repeat 4` the pool has four copies of each image, each with
+Gaussian noise of its own, of standard deviation 0.1 after pixels were normalised.
 
 Other than in the paper: a query sees 20 draws of 5,000 rows of the pool, which are random images with all their copies,
 so that copies meet as they do in the whole pool; the network is trained anew at each step, by a fixed number of steps
 of Adam; test images are predicted once, without dropout. PowerBALD's temperature is 1/8 (Kirsch et al., 2023,
 arXiv:2106.12059). `--draws 100 --fresh_weights --l2 5e-4 --validation 4096 --test_draws 20` are as in the code of the
 latter: training takes batches of 64 and stops once the accuracy on 4,096 further labelled images has not risen for 20
-epochs, with the weights of the best; an epoch has 1,024 rows, however often each.
+epochs, with the weights of the best; an epoch has 1,024 rows, however often each. (That accuracy is the authors' under
+20 draws, and without dropout here.)
 
 How a network is tested does not change what is labelled: `--labels_of` an earlier run trains on its labels and tests,
 and queries nothing.
@@ -154,7 +155,7 @@ def network(classes: int) -> nn.Sequential:
 
 
 def split(data: Images, number: int) -> tuple[Images, TensorDataset]:
-    """Images of the pool, and others to validate on; the same at each call."""
+    """Images of the pool in their order, and `number` others, normalised, to validate on; the same at each call."""
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(data.train)))
     kept, held_out = order[number:].sort().values, order[:number]
     rest = data._replace(train=data.train[kept], train_classes=data.train_classes[kept])
@@ -372,7 +373,7 @@ def earlier_labels(
         raise SystemExit(f"--labels_of needs the folder of an earlier run, and {folder} has no settings.json.")
     earlier = json.loads((folder / "settings.json").read_text())
     rows = ("data", "repeat", "noise", "initial", "query_size", "labels", "validation")
-    other = [name for name in rows if earlier[name] != told[name]]
+    other = [name for name in rows if earlier.get(name) != told[name]]
     if other:
         raise SystemExit(f"{folder} holds runs with other settings ({', '.join(other)}): its labels are of other rows.")
     records = RunRecords(folder, earlier)
