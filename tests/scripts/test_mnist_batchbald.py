@@ -237,6 +237,18 @@ def test_two_workers_equal_one(
     assert untimed(shown(script, *arguments)[0]) == untimed(quick[0])
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_bf16_rounds(script: ModuleType, folder: Path, quick: tuple[list[dict], Path, str], tmp_path: Path) -> None:
+    """In bfloat16 the first losses are near those of float32, and a folder has runs of one precision."""
+    arguments = ["--data", str(folder), "--repeat", "2", "--output_dir", str(tmp_path), "--workers", "2"]
+    for rounded, exact in zip(shown(script, *arguments, "--bf16")[0], quick[0], strict=True):
+        if exact["labelled"] == 20:
+            assert rounded["loss"] != exact["loss"] and rounded["loss"] == pytest.approx(exact["loss"], rel=0.2)
+    with pytest.raises(SystemExit, match="mixed_precision"):
+        script.main(["--quick", *arguments])
+
+
 # What the paper says
 
 
