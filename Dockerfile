@@ -4,7 +4,8 @@
 #   docker build --target base_baal -t baal-dev .     # what they need; mount a checkout at /baal to work on it
 #   docker build --build-arg TORCH_INDEX=URL -t baal .    # torch from another index, such as that of its CPU builds
 #
-#   docker run --rm --gpus all baal python3 scripts/experiments/vgg_mcdropout_cifar10.py
+#   docker run --rm --gpus all -v "$PWD/outputs:/baal/outputs" baal \
+#       python3 scripts/experiments/vgg_mcdropout_cifar10.py    # outputs is a folder that user 1000 may write to
 #   docker run --rm -it -v "$PWD:/baal" baal-dev python3 -m pytest
 
 ARG PYTHON=3.12.12-slim-bookworm

