@@ -94,6 +94,13 @@ def ignored_target(criterion: Any) -> int | None:
     return parameter.default if parameter is not None and isinstance(parameter.default, int) else None
 
 
+def targets_in(target: Any, ignored: int | None, rows: int) -> int:
+    """What a criterion's mean is over: the positions of a target whose class it does not leave out, or the rows."""
+    if ignored is None or not isinstance(target, Tensor) or target.is_floating_point():  # of probabilities none is left
+        return rows
+    return int((target != ignored).sum())
+
+
 def aligned_target(target: Any, outputs: Any, criterion: Any) -> Any:
     """A target [B] as [B, 1] where a criterion compares it with outputs [B, 1] value by value, else as it is.
 

@@ -42,13 +42,14 @@ class ActiveLearningDataset(Dataset[Any]):
         labelled: Rows labelled from the start with the dataset's own labels: a mask [M], as Baal has it; anything but 0
             is labelled. With a ledger that has events already it must be left out.
         make_unlabelled: Hides the label of a row of a torch dataset. By default the label column of a dictionary, or
-            the last element of a tuple, is dropped.
+            the last element of a tuple, is dropped; what stays is what a model is given.
         random_state: Seed of `label_randomly`; None means 0, so that every process draws the same rows.
         pool_specifics: Attributes that the pool's torch dataset has instead of the original's, for example another
             `transform`; for a `datasets.Dataset`, `{"transform": f}` shows the pool through `f`, which is needed where
             the dataset's own transform looks at the label.
         last_active_steps: Show as labelled only rows of that many last steps; -1 means all.
-        label_column: Column of the labels; None means "label" or "labels", whichever exists.
+        label_column: Column of the labels; None means "label" or "labels", whichever exists, and in dictionaries of a
+            torch dataset also "label_ids", "target" or "targets".
         label_feature: `datasets` feature of the labels, such as `ClassLabel(names=[...])`, when no column has them, or
             when they are to be read as another feature than their column's.
         ledger: A ledger, or the path of a file for one; None keeps labels in memory. A ledger belongs to the first

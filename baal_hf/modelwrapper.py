@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, default_collate
 
-from baal_hf.criteria import Link, Links, aligned_target, ignored_target
+from baal_hf.criteria import Link, Links, aligned_target, ignored_target, targets_in
 from baal_hf.devices import DeviceAccelerator, agree_on_buffers, gathered
 from baal_hf.metrics.updating import alone_on, result, update
 from baal_hf.outputs import found_logits
@@ -62,8 +62,8 @@ class ModelWrapper:
         probabilities: How outputs become probabilities: "softmax", "log_softmax", "sigmoid", "probability" (they are,
             of classes that do not exclude each other), "none" (regression), a function of the outputs, or a list with
             one of these for each output. None asks the criterion.
-        mixed_precision: "no", "fp16" or "bf16"; None is Accelerate's default. Accelerate keeps one precision for a
-            process: the first that is asked for, another is an error there.
+        mixed_precision: "no", "fp16" or "bf16". Accelerate keeps one precision for a process: the first that is asked
+            for, which None takes over; another is an error there. Where none was, None is Accelerate's default.
 
     Raises:
         ValueError: The criterion's probabilities cannot be told, or there is no link of that name; the criterion sums
@@ -82,10 +82,10 @@ class ModelWrapper:
     ) -> None:
         if getattr(criterion, "reduction", None) == "sum":
             raise ValueError('ModelWrapper needs a mean over the batch: give the criterion reduction="mean".')
+        self.criterion = criterion
+        self.links = Links(probabilities, criterion)  # a model that is refused stays patched
         self.model, taken_over = unpatched(model)
         self.posterior: Posterior = posterior or taken_over or MCDropout()
-        self.criterion = criterion
-        self.links = Links(probabilities, criterion)
         self._mixed_precision = mixed_precision
         self._accelerators: dict[bool | None, Accelerator] = {}  # by use_cuda
         self._metrics: dict[str, Callable[[], Any]] = {}
@@ -153,23 +153,27 @@ class ModelWrapper:
         metrics = {name: alone_on(accelerator.device, made()) for name, made in self._metrics.items()}
         ignored = ignored_target(self.criterion)
         tested = self._testing(average_predictions, accelerator)
-        total, rows = 0.0, 0
+        total, targets = 0.0, 0
         for place, batch in enumerate(loader):
             inputs, target = inputs_and_target(batch, has_targets(dataset))
             outputs, target = gathered(tested(inputs), _targeted(target), ignored, accelerator)
+            number = targets_in(target, ignored, len(outputs if isinstance(outputs, Tensor) else outputs[0]))
+            if number == 0:
+                continue
             target = aligned_target(target, outputs, self.criterion)
             loss = float(self._loss(outputs, target))
             if not math.isfinite(loss):
                 raise ValueError(f"Batch {place} of the test: the loss is {loss}. Look at its rows, or at the weights.")
-            size = len(outputs if isinstance(outputs, Tensor) else outputs[0])
-            total, rows = total + size * loss, rows + size
+            total, targets = total + number * loss, targets + number
             if metrics:
                 probabilities = self.links.to_probabilities(outputs)
                 for metric in metrics.values():
                     update(metric, outputs, probabilities, target, self.links.names[0], ignored)
-        self._values["test_loss"] = total / rows
+        if targets == 0:
+            raise ValueError(f"Testing needs targets, and the criterion ignores all: they are {ignored}.")
+        self._values["test_loss"] = total / targets
         self._values |= {f"test_{name}": result(metric, name) for name, metric in metrics.items()}
-        return total / rows
+        return total / targets
 
     def train_and_test_on_datasets(
         self,
@@ -404,7 +408,7 @@ class ModelWrapper:
         accelerator = self.accelerator(use_cuda)
         model = self._trained_on(accelerator)
         loader = self._loader(dataset, batch_size, workers, collate_fn, accelerator, shuffle=True)
-        total = torch.zeros(2)
+        ignored, total = ignored_target(self.criterion), torch.zeros(2)
         self.model.train()
         try:
             for place, batch in enumerate(loader):
@@ -413,13 +417,15 @@ class ModelWrapper:
                     loss = self._step(model, inputs, _targeted(target), optimizer, accelerator, regularizer)
                 except FloatingPointError as error:
                     raise ValueError(f"Batch {place} of epoch {number}: {error}") from None
-                size = _rows_in(inputs)
-                total += torch.tensor([float(loss) * size, size])
+                number = targets_in(target, ignored, _rows_in(inputs))
+                total += torch.tensor([float(loss) * number, number])
         finally:
             self.model.eval()
         agree_on_buffers(self.model, accelerator)
-        losses, rows = accelerator.gather(total.to(accelerator.device)[None]).sum(0).tolist()
-        mean: float = losses / rows
+        losses, targets = accelerator.gather(total.to(accelerator.device)[None]).sum(0).tolist()
+        if targets == 0:
+            raise ValueError(f"Training needs targets, and the criterion ignores all: they are {ignored}.")
+        mean: float = losses / targets
         self._values["train_loss"] = mean
         return mean
 
@@ -456,6 +462,8 @@ class ModelWrapper:
     def _loss(self, outputs: Any, target: Any) -> Tensor:
         if self.criterion is None:
             raise ValueError("Training and testing need a criterion, and ModelWrapper was given None.")
+        if targets_in(target, ignored_target(self.criterion), 1) == 0:
+            return torch.as_tensor(outputs).float().sum() * 0.0  # a mean over nothing would be NaN
         loss = self.criterion(outputs, aligned_target(target, outputs, self.criterion))
         if loss.numel() != 1:
             raise ValueError(

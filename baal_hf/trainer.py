@@ -21,6 +21,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from baal_hf import features
 from baal_hf.arrays import probabilities
 from baal_hf.checkpoints import ActiveLearningCallback
+from baal_hf.devices import agree_on_buffers
 from baal_hf.heuristics import AbstractHeuristic, get_heuristic
 from baal_hf.heuristics.base import checked_size
 from baal_hf.inputs import InputCollator, checked_lengths, input_names, model_columns
@@ -315,7 +316,9 @@ class BaalTransformersTrainer(Trainer):
                         "ActiveLearningCallback.restore(checkpoint) returns, and leave the callback out."
                     )
                 self.train_dataset = callback.restore(checkpoint)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        trained = super().train(resume_from_checkpoint, *args, **kwargs)
+        agree_on_buffers(unwrapped(self.model), self.accelerator)
+        return trained
 
     def call_model_init(self, trial: Any = None) -> Any:
         """Trainer's own; a model that comes patched is taken over."""

@@ -536,12 +536,14 @@ def test_torch_tuples() -> None:
     assert next(iter(DataLoader(dataset, batch_size=3)))[1].tolist() == [0, 8, 7]
 
 
-def test_torch_dictionaries() -> None:
-    """Dictionaries of a list lose their label in the pool, 'labels' too."""
-    dataset = ActiveLearningDataset([{"x": i, "labels": i} for i in range(3)])
+@pytest.mark.parametrize("name", ["label", "labels", "label_ids", "target", "targets"])
+def test_torch_dictionaries(name: str) -> None:
+    """Dictionaries of a list lose their label in the pool, by each name that ModelWrapper knows a target by."""
+    dataset = ActiveLearningDataset([{"x": i, name: i} for i in range(3)])
     dataset.annotate([1], [9])
-    assert list(dataset.pool) == [{"x": 0}, {"x": 2}]
-    assert dataset[0] == {"x": 1, "labels": 9}
+    dataset.annotate([2])
+    assert list(dataset.pool) == [{"x": 0}]
+    assert dataset[0] == {"x": 1, name: 9} and dataset.labels == [9, 2]
 
 
 def test_torch_arguments() -> None:

@@ -29,6 +29,7 @@ from baal_hf import (
     EnsembleModelWrapper,
     MCDropConnect,
     MCDropout,
+    MCDropoutConnectModule,
     MCDropoutModule,
     ModelWrapper,
     metrics,
@@ -361,6 +362,46 @@ def test_patches_are_taken_over() -> None:
     assert len({model.test_on_dataset(rows, 4, **OPTIONS) for _ in range(3)}) == 1
     assert isinstance(model.posterior, MCDropout) and model.posterior.masks == "shared"
     assert model.predict_on_dataset(rows, 4, 3, **OPTIONS, verbose=False).std(-1).max() > 0.01
+
+
+def test_the_posterior_of_a_module_outlives_its_first_wrapper() -> None:
+    """A second wrapper draws from it, too, also after a first one that was refused; one that was unpatched has none."""
+    module = MCDropoutConnectModule(network(), layers=["Linear"], weight_dropout=0.4)
+    with pytest.raises(ValueError, match="cannot be told"):
+        ModelWrapper(module, lambda outputs, target: outputs.mean())
+    for _ in range(2):
+        posterior = ModelWrapper(module, nn.CrossEntropyLoss()).posterior
+        assert isinstance(posterior, MCDropConnect) and posterior.weight_dropout == 0.4
+    module.unpatch()
+    assert isinstance(ModelWrapper(module, nn.CrossEntropyLoss()).posterior, MCDropout)
+
+
+class PerPosition(nn.Module):
+    """Logits [B, 2, S] of rows [B, S]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([x, -x], 1) * self.slope
+
+
+def test_ignored_targets_count_for_nothing() -> None:
+    """A loss is a mean over the targets that are not ignored, in batches of any size; a batch without any has none."""
+    inputs = torch.linspace(-1, 1, 12).view(4, 3)
+    targets = torch.tensor([[0, 1, 1], [-100, -100, -100], [1, -100, -100], [-100, 0, 1]])
+    rows, model = TensorDataset(inputs, targets), ModelWrapper(PerPosition(), nn.CrossEntropyLoss())
+    expected = pytest.approx(F.cross_entropy(model.model(inputs), targets).item())
+    still = torch.optim.SGD(model.model.parameters(), 0.0)
+    for size in (1, 2, 4):
+        assert model.test_on_dataset(rows, size, **OPTIONS) == expected
+        assert model.train_on_dataset(rows, still, size, **OPTIONS) == [expected]
+    nothing = TensorDataset(inputs[1:2], targets[1:2])
+    with pytest.raises(ValueError, match="Testing needs targets, and the criterion ignores all"):
+        model.test_on_dataset(nothing, 1, **OPTIONS)
+    with pytest.raises(ValueError, match="Training needs targets, and the criterion ignores all"):
+        model.train_on_dataset(nothing, still, 1, **OPTIONS)
 
 
 def test_weights() -> None:

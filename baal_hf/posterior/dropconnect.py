@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -68,11 +69,11 @@ class MCDropConnect:
 
     @contextmanager
     def draw(self, model: nn.Module, t: int) -> Iterator[None]:
-        """Make `model` the t-th network for the length of a `with` block.
+        """Make `model` the t-th network for the length of a `with` block; weights that it cannot reach are warned of.
 
         Raises:
-            ValueError: `t` is negative, the model has none of the layers, they use their weights in their own way, or
-                these are parametrized.
+            ValueError: `t` is negative, the model has none of the layers, all of them use their weights in their own
+                way, or these are parametrized.
             TypeError: `model` is wrapped in `nn.DataParallel`.
             RuntimeError: A draw of this model, or another draw in this thread, is open already.
         """
@@ -80,11 +81,16 @@ class MCDropConnect:
             connected = _Connected(self._masked(bare, t))
             with connected:
                 yield
-        if connected.missed and not connected.exchanged:
-            raise ValueError(
-                f"MCDropConnect cannot reach the weights of {' or '.join(self.layers)} in {type(model).__name__}: they "
-                f"are used in the model's own way ({connected.missed}), and every draw would be the same."
+        kept_whole = {place: func for place, func in connected.missed.items() if place not in connected.exchanged}
+        if kept_whole:
+            names = [name for name, weight in bare.named_parameters() if id(weight) in kept_whole]
+            told = (
+                f"MCDropConnect cannot reach {', '.join(names[:3])}{', ...' if len(names) > 3 else ''} in "
+                f"{type(model).__name__}, which the model uses in its own way ({', '.join({*kept_whole.values()})})"
             )
+            if not connected.exchanged:
+                raise ValueError(f"{told}: every draw would be the same.")
+            warnings.warn(f"{told}: nothing of it is dropped.", UserWarning, stacklevel=3)
 
     def chosen(self, model: nn.Module) -> list[nn.Parameter]:
         """The weights of the model that draws drop from.
@@ -125,8 +131,8 @@ class _Connected(TorchFunctionMode):
 
     def __init__(self, masked: dict[int, Tensor]) -> None:
         super().__init__()
-        self.exchanged = 0  # weights
-        self.missed = ""  # a function that was given a weight, and is none of those that are known
+        self.exchanged = set[int]()  # weights, by their identity
+        self.missed: dict[int, str] = {}  # weights, and what made a tensor of them that is no layer's call
         self._masked = masked
 
     def __torch_function__(
@@ -136,14 +142,15 @@ class _Connected(TorchFunctionMode):
         if func in _CALLS:
             args = tuple(self._exchanged(argument) for argument in args)
             kwargs = {name: self._exchanged(argument) for name, argument in kwargs.items()}
-        elif any(id(argument) in self._masked for argument in args) and func.__name__ != "__get__":
-            self.missed = func.__name__
-        return func(*args, **kwargs)
+        came = func(*args, **kwargs)
+        if func not in _CALLS and func is not F.embedding and isinstance(came, Tensor):
+            self.missed |= {id(argument): func.__name__ for argument in args if id(argument) in self._masked}
+        return came
 
     def _exchanged(self, argument: Any) -> Any:
         if isinstance(argument, list):  # the weights of a recurrent layer
             return [self._exchanged(part) for part in argument]
         if id(argument) not in self._masked:
             return argument
-        self.exchanged += 1
+        self.exchanged.add(id(argument))
         return self._masked[id(argument)]

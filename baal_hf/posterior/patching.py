@@ -124,7 +124,7 @@ def unpatched(model: nn.Module) -> tuple[nn.Module, Posterior | None]:
     """The model without the patches of it or its parts, and what a trainer is to draw from; None without a patch."""
     posterior = None
     if isinstance(model, BayesianModule):
-        model = model.parent_module
+        posterior, model = model._for_trainers, model.parent_module
     for part in model.modules():
         posterior = part.patch.for_trainers if isinstance(part, _Patched) else posterior
         unpatch_module(part)
@@ -151,6 +151,8 @@ class BayesianModule(nn.Module):
     def __init__(self, module: nn.Module, posterior: Posterior | None = None, consistent: bool = False) -> None:
         super().__init__()
         self.parent_module = patch_module(module, posterior=posterior, consistent=consistent)
+        # Still known once a trainer has unpatched the module.
+        self._for_trainers: Any = self.parent_module.patch.for_trainers  # type: ignore[union-attr]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """A pass of the module."""
@@ -158,6 +160,7 @@ class BayesianModule(nn.Module):
 
     def unpatch(self) -> nn.Module:
         """The module as it was before."""
+        self._for_trainers = None
         return unpatch_module(self.parent_module)
 
     def __enter__(self) -> BayesianModule:

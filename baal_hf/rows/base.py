@@ -10,6 +10,9 @@ import numpy as np
 ROW_ID = "__row_id__"
 """Column of every Arrow view that holds the row id; it stays with the row through select, filter, sort and shuffle."""
 
+LABELS = ("label", "labels", "label_ids", "target", "targets")
+"""Keys of the label in rows, or batches, that are dictionaries of a torch dataset."""
+
 
 _OF_TOKENIZERS = {"input_ids", "attention_mask", "token_type_ids", "special_tokens_mask", "offset_mapping", "length"}
 

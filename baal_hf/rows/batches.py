@@ -7,10 +7,8 @@ from typing import Any
 
 from torch.utils.data import Subset
 
-from baal_hf.rows.base import ROW_ID
+from baal_hf.rows.base import LABELS, ROW_ID
 from baal_hf.rows.mapstyle import RowView
-
-LABELS = ("label", "labels", "label_ids", "target", "targets")
 
 
 def has_targets(dataset: Any) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from baal_hf.rows.base import plain
+from baal_hf.rows.base import LABELS, plain
 
 
 class TorchRows:
@@ -20,8 +20,8 @@ class TorchRows:
 
     Args:
         dataset: Has `__len__` and `__getitem__`.
-        label_column: Key of the label in rows that are dictionaries; None means "label" and "labels".
-        make_unlabelled: Hides the label of a row; by default drops that key, or the last element of a sequence.
+        label_column: Key of the label in rows that are dictionaries; None means each of `LABELS`.
+        make_unlabelled: Hides the label of a row: by default drops that key, or the last element of a sequence.
         specifics: Attributes set on the pool's shallow copy of the dataset, for example another transform.
 
     Raises:
@@ -35,7 +35,7 @@ class TorchRows:
         make_unlabelled: Callable[[Any], Any] | None = None,
         specifics: Mapping[str, Any] = {},
     ) -> None:
-        names = ("label", "labels") if label_column is None else (label_column,)
+        names = LABELS if label_column is None else (label_column,)
         self._original = dataset
         self.label_column = names[0]
         self._names = names

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 Forward = Callable[[nn.Module, Any], Tensor]
@@ -19,7 +20,7 @@ class SemiSupervisedMethod:
     """A loss on unlabelled rows, and what it keeps between steps.
 
     A training loop calls `start` once the model is where it is trained, `loss` in each step, `step` after each step of
-    the optimizer. The model is in training mode, and `loss` leaves it so.
+    the optimizer, and `end`. The model is in training mode, and `loss` leaves it so.
     """
 
     def start(self, model: nn.Module, checkpoint: Path | None = None) -> None:
@@ -42,6 +43,9 @@ class SemiSupervisedMethod:
 
     def step(self, model: nn.Module, steps: int) -> None:
         """The optimizer has made its step number `steps`, counted from 1 over the whole training."""
+
+    def end(self, accelerator: Accelerator) -> None:
+        """Training, or an epoch of it, is over; with several processes, each has made its passes over other rows."""
 
     def save(self, folder: Path) -> None:
         """Write what is kept between steps into a checkpoint's folder, which exists."""

@@ -38,7 +38,8 @@ class AlternateIterator:
         num_steps: As above, known.
 
     Raises:
-        ValueError: One of the two is empty, `num_steps` < 1, or `p` is not in (0, 1).
+        ValueError: One of the two is empty, `num_steps` < 1, or `p` is not in (0, 1) or so large that an iteration has
+            no unlabelled batch.
         TypeError: One of the two can be read only once, or `labelled` has no length and `num_steps` is None.
     """
 
@@ -49,16 +50,24 @@ class AlternateIterator:
         for name, batches in (("labelled", labelled), ("unlabelled", unlabelled)):
             if isinstance(batches, Iterator):
                 raise TypeError(f"{type(self).__name__} reads {name} batches again and again: pass a DataLoader.")
-            if isinstance(batches, Sized) and len(batches) == 0:
+            if _length(batches) == 0:
                 raise ValueError(f"{type(self).__name__} needs {name} batches, there are none.")
         if num_steps is not None and num_steps < 1:
             raise ValueError(f"{type(self).__name__} needs num_steps >= 1, got {num_steps}.")
-        if num_steps is None and not isinstance(labelled, Sized):
-            raise TypeError(f"{type(self).__name__} needs num_steps where labelled batches have no length.")
         self._labelled = labelled
         self._share = share
         self._whole = num_steps is None
-        self.num_steps = math.floor(len(labelled) / share) if num_steps is None else num_steps  # type: ignore[arg-type]
+        if num_steps is None:
+            length = _length(labelled)
+            if length is None:
+                raise TypeError(f"{type(self).__name__} needs num_steps where labelled batches have no length.")
+            num_steps = math.floor(length / share)
+        if math.ceil(num_steps * share) == num_steps:
+            raise ValueError(
+                f"{type(self).__name__} has no unlabelled batch in an iteration of {num_steps}, of which p={p} are "
+                "labelled: take a smaller p, smaller batches or more steps."
+            )
+        self.num_steps = num_steps
         self._labelled_batches = _endless(labelled)
         self._unlabelled_batches = _endless(unlabelled)
 
@@ -137,6 +146,14 @@ def checked_share(p: float | None) -> Fraction:
     if p is not None and not 0 < p < 1:
         raise ValueError(f"p is the share of labelled batches, in (0, 1), got {p}.")
     return Fraction(1, 2) if p is None else Fraction(str(float(p)))
+
+
+def _length(batches: Iterable[Any]) -> int | None:
+    """How many there are, if that is known; it is not of a DataLoader over a stream."""
+    try:
+        return len(batches) if isinstance(batches, Sized) else None
+    except TypeError:
+        return None
 
 
 def _endless(batches: Iterable[Any]) -> Iterator[Any]:

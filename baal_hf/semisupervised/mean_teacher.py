@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
+from baal_hf.devices import agree_on_buffers
 from baal_hf.posterior.base import unwrapped
 from baal_hf.semisupervised.base import Augment, Forward, SemiSupervisedMethod
 
@@ -120,6 +122,9 @@ class MeanTeacher(SemiSupervisedMethod):
     def step(self, model: nn.Module, steps: int) -> None:
         update_teacher(self._started(), unwrapped(model), min(self.decay, 1 - 1 / (steps + 1)))
 
+    def end(self, accelerator: Accelerator) -> None:
+        agree_on_buffers(self._started(), accelerator)
+
     def save(self, folder: Path) -> None:
         if self.teacher is not None and not self._swapped:  # the teacher's weights are then saved as the model's
             save_model(self.teacher, str(folder / _NAME))
@@ -157,3 +162,4 @@ def _swap(teacher: nn.Module, model: nn.Module) -> None:
     pairs = zip(chain(teacher.parameters(), teacher.buffers()), chain(model.parameters(), model.buffers()), strict=True)
     for one, other in pairs:
         one.data, other.data = other.data, one.data
+    torch.clear_autocast_cache()  # of weights that were there before, in an autocast region that somebody has opened

@@ -129,6 +129,7 @@ class SemiSupervisedModelWrapper(ModelWrapper):
             self._unlabelled_batches = iter(batches)
         try:
             mean = super()._epoch(dataset, optimizer, batch_size, number, use_cuda, workers, collate_fn, regularizer)
+            self.method.end(accelerator)
             if self._unlabelled_losses:
                 losses = accelerator.gather(torch.stack(self._unlabelled_losses))
                 self._values["train_unlabelled_loss"] = losses.mean().item()

@@ -163,6 +163,7 @@ class SemiSupervisedTrainer(BaalTransformersTrainer):
         best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
         if best is not None:
             self.method.start(unwrapped(self.model), Path(best))
+        self.method.end(self.accelerator)
 
     def _unlabelled_loader(self, first: int) -> DataLoader[Any]:
         """Batches of unlabelled rows without end, from number `first` on."""

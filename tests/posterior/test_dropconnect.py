@@ -136,9 +136,44 @@ def test_weights_that_are_never_met() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x @ self.weight.t()
 
-    message = r"cannot reach the weights of Linear in Own.*\(t\)"
+    message = r"cannot reach weight in Own.*\(t\): every draw would be the same"
     with pytest.raises(ValueError, match=message), MCDropConnect().draw(layer := Own(2, 2), 0):
         layer(torch.ones(1, 2))
+
+
+def test_weights_of_which_some_are_never_met() -> None:
+    """Beside layers whose weights are dropped, one that uses its weight in a way of its own is warned of."""
+
+    class Standardised(nn.Conv1d):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.conv1d(x, self.weight - self.weight.mean())
+
+    model = nn.Sequential(Standardised(1, 1, 1), nn.Linear(2, 2))
+    message = r"cannot reach 0\.weight in Sequential.*: nothing of it is dropped"
+    with pytest.warns(UserWarning, match=message), MCDropConnect(["Conv1d", "Linear"]).draw(model, 0):
+        model(torch.ones(1, 1, 2))
+    with MCDropConnect(["Linear"]).draw(model, 0):
+        model(torch.ones(1, 1, 2))
+
+
+def test_weights_that_are_looked_at() -> None:
+    """What a model asks of a weight beside the layer's call, or an embedding that shares it, is no matter."""
+
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(5, 2), nn.Linear(2, 5, bias=False)
+            self.head.weight = self.embedding.weight
+
+        def forward(self, ids: Tensor) -> Tensor:
+            hidden = self.embedding(ids).to(self.head.weight.dtype) * self.head.weight.norm()
+            return self.head(hidden)
+
+    model = Tied()
+    with MCDropConnect().draw(model, 0):
+        model(torch.tensor([1]))
+    with pytest.raises(ValueError, match="found no Conv1d"), MCDropConnect(["Conv1d"]).draw(model, 0):
+        pass
 
 
 def test_weights_that_are_made_anew() -> None:

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import TensorDataset
 from transformers import BertConfig, BertForSequenceClassification, TrainingArguments, set_seed
 
 from baal_hf import SemiSupervisedModelWrapper, SemiSupervisedTrainer
@@ -21,6 +24,14 @@ METHODS = {
     "pi_model": (lambda: PiModel(augment=shortened), 100.0),
     "mean_teacher": (lambda: MeanTeacher(0.5), 20.0),
     "pseudo_labels": (lambda: PseudoLabels(0.5001), 1.0),
+}
+QUIET = {
+    "use_cpu": True,
+    "save_strategy": "no",
+    "logging_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "dataloader_pin_memory": False,
 }
 _parity = [0]
 
@@ -51,17 +62,12 @@ def by_trainer(model: nn.Module, method: SemiSupervisedMethod, weight: float, pr
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder,
-            use_cpu=True,
             max_steps=7,
             per_device_train_batch_size=4 // processes,
             gradient_accumulation_steps=2,
             optim="sgd",
             learning_rate=0.1,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
+            **QUIET,
         )
         trainer = SemiSupervisedTrainer(
             model,
@@ -100,6 +106,53 @@ def results(processes: int) -> dict[str, Tensor]:
     return found
 
 
+def check_that_statistics_agree() -> None:
+    """Where a model has batch norm, model and teacher end with the statistics of one process."""
+    method = MeanTeacher(0.5)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)).double()
+    inputs = torch.randn(32, 6, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    rows = TensorDataset(inputs, (inputs[:, 0] > 0).long())
+    wrapper = SemiSupervisedModelWrapper(
+        model, nn.CrossEntropyLoss(), unlabelled_dataset=TensorDataset(inputs.flip(0)), method=method
+    )
+    wrapper.train_on_dataset(rows, torch.optim.SGD(model.parameters(), 0.1), 2, 2, workers=0)
+    assert_agreed(model, method)
+
+    method, labelled = MeanTeacher(0.5), rows_of_vectors(32)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(folder, max_steps=4, per_device_train_batch_size=2, **QUIET)
+        trainer = SemiSupervisedTrainer(
+            Normed(), arguments, train_dataset=labelled, unlabelled_dataset=labelled, method=method
+        )
+        trainer.train()
+    assert_agreed(trainer.model, method)
+
+
+class Normed(nn.Module):
+    """A classifier with batch norm, as Trainer takes one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm1d(6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        logits = self.head(self.norm(x))
+        return {"logits": logits} if labels is None else {"loss": cross_entropy(logits, labels), "logits": logits}
+
+
+def rows_of_vectors(size: int) -> list[dict]:
+    """Rows of six numbers."""
+    inputs = torch.randn(size, 6, generator=torch.Generator().manual_seed(0))
+    return [{"x": row, "label": int(row[0] > 0)} for row in inputs]
+
+
+def assert_agreed(model: nn.Module, method: MeanTeacher) -> None:
+    """The statistics are those of the other process, too, and not those of the start."""
+    for part in (model, method.teacher):
+        state = [buffer.double().sum().item() for buffer in part.buffers()]
+        assert gather_object([state]) == [state, state] and state[0] != 0, (type(part).__name__, state)
+
+
 class Failing(PiModel):
     """A loss that is NaN on one of two processes."""
 
@@ -128,6 +181,7 @@ def main() -> None:
     for name, expected in torch.load(file, weights_only=True).items():
         torch.testing.assert_close(found[name], expected, atol=1e-6, rtol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
     check_that_all_stop()
+    check_that_statistics_agree()
     if PartialState().is_main_process:
         print("the processes agree")
 

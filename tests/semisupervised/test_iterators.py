@@ -11,7 +11,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from baal_hf import ActiveLearningDataset
 from baal_hf.semisupervised import AlternateIterator, SemiSupervisedIterator
@@ -154,6 +154,19 @@ def test_any_batches_alternate():
     assert batches == [0, "a", "b", "a", 1, "b", "a", "b", 2, "a", "b", "a", 3, "b", "a", "b", 4, "a", "b", "a"]
 
 
+def test_unlabelled_batches_of_a_stream():
+    """A loader over a stream has no length, and needs none where it is not asked for."""
+
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(range(3))
+
+    iterator = AlternateIterator(["a"], DataLoader(Stream(), batch_size=1), num_steps=4, p=0.25)
+    assert [batch[0] for batch, _ in iterator] == ["a", 0, 1, 2]
+    with pytest.raises(TypeError, match="no length"):
+        AlternateIterator(DataLoader(Stream(), batch_size=1), ["a"])
+
+
 def test_a_tiny_share():
     """One labelled batch comes first, then as many others as its share asks for."""
     iterator = AlternateIterator(["a"], ["b"], num_steps=3, p=1e-9)
@@ -180,6 +193,8 @@ def test_what_cannot_alternate_is_refused():
         SemiSupervisedIterator(active(), 0)
     with pytest.raises(ValueError, match="num_steps >= 1"):
         SemiSupervisedIterator(active(), 2, num_steps=0)
+    with pytest.raises(ValueError, match=r"no unlabelled batch in an iteration of 4, of which p=0\.9"):
+        SemiSupervisedIterator(active(), batch_size=math.ceil(len(active()) / 4), p=0.9)
     with pytest.raises(ValueError, match="needs unlabelled batches"):
         AlternateIterator([1], [])
     with pytest.raises(TypeError, match="again and again"):

@@ -279,6 +279,18 @@ def test_the_teacher_is_swapped_in_and_out():
     assert torch.equal(method.teacher[0].weight, own)
 
 
+def test_the_teacher_is_swapped_into_an_open_autocast_region():
+    """Half-precision copies of the model's weights, which autocast keeps, are not taken for the teacher's."""
+    model, method, inputs = noisy().eval(), MeanTeacher(), torch.ones(1, noisy()[0].in_features)
+    method.start(model)
+    model[0].weight.data.add_(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        own = model(inputs)
+        with method.swapped_into(model):
+            assert (model(inputs) - own).abs().max() > 0.1
+        assert torch.equal(model(inputs), own)
+
+
 def test_the_teacher_is_saved(tmp_path):
     """A teacher comes back from its file; a folder without one is refused; swapped in, it is not saved as itself."""
     model, method = noisy(), MeanTeacher()
