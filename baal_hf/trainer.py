@@ -40,9 +40,11 @@ from baal_hf.sampling import (
     check_iterations,
     check_length,
     check_ranking,
+    check_row_arrays,
     concatenated,
     described,
     halved,
+    is_sharded,
     model_digest,
     progress_bar,
     refuse_fresh,
@@ -179,6 +181,7 @@ class BaalTransformersTrainer(Trainer):
             check_length(dataset, heuristic.name)
             if store is not None:
                 raise ValueError(f"{heuristic.name} needs no predictions: there is nothing to keep in a store.")
+            check_row_arrays(heuristic.name, arrays, len(dataset))
             return heuristic.get_uncertainties(None if heuristic.needs else dataset, **arrays).astype(np.float32)
         sampler, rows = self._predicting(dataset, iterations, ignore_keys)
         value = scoring(heuristic, arrays, len(rows) if hasattr(rows, "__len__") else None)
@@ -186,7 +189,9 @@ class BaalTransformersTrainer(Trainer):
             of = {"kind": "scores", "ignore_keys": sorted(ignore_keys or ())}
             of |= {"heuristic": described(heuristic), "arrays": described(arrays)}
             return np.concatenate([*self._stored(store, sampler, rows, iterations, of, value=value)])
-        return np.concatenate([chunk.values.numpy() for chunk in sampler.chunks(rows, range(iterations), value)])
+        scores = np.concatenate([chunk.values.numpy() for chunk in sampler.chunks(rows, range(iterations), value)])
+        check_row_arrays(heuristic.name, arrays, len(scores))  # of a stream only now
+        return scores
 
     def rank_dataset(
         self,
@@ -223,6 +228,8 @@ class BaalTransformersTrainer(Trainer):
             TypeError: As for `score_dataset`.
         """
         heuristic = _heuristic(heuristic)
+        if hasattr(dataset, "__len__"):
+            check_row_arrays(heuristic.name, arrays, len(dataset))
         if heuristic.rows_together and not adaptive:
             parts = self.predict_on_dataset_generator(dataset, iterations, ignore_keys=ignore_keys)
             ranks, scores = heuristic.get_ranks(parts, query_size, **arrays)
@@ -240,7 +247,7 @@ class BaalTransformersTrainer(Trainer):
             refuse_fresh(self.posterior, "Adaptive scoring")
             return adaptive_top_rows(sampler, rows, heuristic, iterations, query_size, error_rate)
         chunks = sampler.chunks(rows, range(iterations), scoring(heuristic, arrays))
-        return top_rows(chunks, query_size, heuristic.name)
+        return top_rows(chunks, query_size, heuristic.name, arrays)
 
     def predict_features(
         self, dataset: Any, representation: str = "pooled", ignore_keys: Sequence[str] | None = None
@@ -386,11 +393,19 @@ class BaalTransformersTrainer(Trainer):
                     "are not looked at here: give the rows a column of them."
                 ) from error
 
+    def _place(self, model: nn.Module) -> None:
+        """Move the model to the device if Trainer has not: with `*_full_eval` it does so when it evaluates itself."""
+        spread = self.is_model_parallel or self.is_deepspeed_enabled or self.is_fsdp_enabled or is_sharded(model)
+        weight = next(model.parameters(), None)
+        if not spread and weight is not None and weight.device.type != self.args.device.type:
+            self._move_model_to_device(model, self.args.device)
+
     def _sampler(
         self, dataset: Any, posterior: Posterior, forward: Forward, shown_as: str = "draws"
     ) -> tuple[Sampler, Any]:
         """The engine for this trainer's model, and the rows without what does not reach it."""
         model = unwrapped(self.model)
+        self._place(model)
         inputs = input_names(model) if self.args.remove_unused_columns else None
         collator = InputCollator(self.data_collator, {"label", "labels", "label_ids", *self.label_names}, inputs)
         sampler = Sampler(

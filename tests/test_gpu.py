@@ -59,6 +59,14 @@ def trainer(tmp_path: Path, layers: int = 4, **settings: object) -> BaalTransfor
     return BaalTransformersTrainer(BertForSequenceClassification(config), arguments)
 
 
+@pytest.mark.parametrize("setting", ["fp16_full_eval", "bf16_full_eval"])
+def test_full_half_precision_finds_the_model(tmp_path: Path, setting: str) -> None:
+    """Trainer leaves the model on the CPU until it evaluates; predicting does not need that."""
+    machine = trainer(tmp_path, **{setting: True})
+    assert np.isfinite(machine.predict_on_dataset(rows(8), iterations=2)).all()
+    assert next(machine.model.parameters()).is_cuda
+
+
 @pytest.mark.parametrize("kind", ["own", "added", "attention", "dropconnect", "ensemble"])
 def test_draws_are_those_of_the_cpu(tmp_path: Path, kind: str) -> None:
     """Each draw is the same network on the accelerator as on the CPU."""

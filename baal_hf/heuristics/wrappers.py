@@ -181,10 +181,11 @@ class WithoutDuplicates(WrappedHeuristic):
     ) -> tuple[Ranks, NumpyArray]:
         """Choose rows, features [N, d] to picks [K] and scores [N]."""
         values = checked_features(features, self.name)  # [N, d]
-        size = min(len(values), 4 * query_size)
+        most = min(len(values), getattr(self.base_heuristic, "candidates", len(values)))  # that the base can rank
+        size = max(query_size, min(most, 4 * query_size))
         while True:
             ranks, scores = self.base_ranks(predictions, size, {**arrays, "features": features})
             picks, passed = distinct(ranks, values, self.threshold - torch.finfo(values.dtype).eps * 8, query_size)
-            if len(picks) == query_size or size == len(values):
+            if len(picks) == query_size or size >= most:
                 return np.concatenate([picks, passed])[:query_size], scores
-            size = min(len(values), 2 * size)
+            size = min(most, 2 * size)

@@ -38,6 +38,11 @@ def has_weights(folder: Path) -> bool:
     return any((folder / name).exists() for name in (_WEIGHTS, _INDEX, _ADAPTER))
 
 
+def is_member(path: Path) -> bool:
+    """Whether there are weights of a member."""
+    return (path.is_file() and path.suffix == ".safetensors") or has_weights(path)
+
+
 def weight_files(member: Path) -> list[Path]:
     """The files that hold a member's weights.
 

@@ -6,9 +6,9 @@ from baal_hf.sampling.engine import Chunk, Sampler, Value, check_iterations, che
 from baal_hf.sampling.joining import concatenated, halved
 from baal_hf.sampling.manifest import described, model_digest, rows_digest
 from baal_hf.sampling.packing import Packing
-from baal_hf.sampling.passes import Forward, Passes
+from baal_hf.sampling.passes import Forward, Passes, is_sharded
 from baal_hf.sampling.progress import progress_bar
-from baal_hf.sampling.scores import agreed, check_ranking, scoring, top_rows
+from baal_hf.sampling.scores import agreed, check_ranking, check_row_arrays, scoring, top_rows
 from baal_hf.sampling.stored import Folder, refuse_fresh, sample_to_store
 
 __all__ = [
@@ -24,9 +24,11 @@ __all__ = [
     "check_iterations",
     "check_length",
     "check_ranking",
+    "check_row_arrays",
     "concatenated",
     "described",
     "halved",
+    "is_sharded",
     "model_digest",
     "progress_bar",
     "refuse_fresh",

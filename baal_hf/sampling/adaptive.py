@@ -121,7 +121,9 @@ def can_be_best(predictions: Tensor, score: Score, query_size: int, iterations: 
 
 
 def student_quantile(probability: float, freedom: int) -> float:
-    """Quantile of Student's t, to within 2 % from 3 degrees of freedom on (Abramowitz & Stegun, 1964, 26.7.5).
+    """Quantile of Student's t (Abramowitz & Stegun, 1964, 26.7.5).
+
+    For a probability up to .998 and 3 degrees of freedom or more to within 2 %; beyond, it is too small.
 
     >>> round(student_quantile(0.95, 10), 2)
     1.81

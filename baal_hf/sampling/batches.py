@@ -218,6 +218,8 @@ def token_lengths(dataset: Any, column: str = "input_ids") -> NumpyArray | None:
 
 def _lengths_of_rows(rows: Sequence[Any], column: str) -> NumpyArray | None:
     try:
+        if any(len(row[column]) and np.ndim(row[column][0]) for row in rows):
+            return None  # of several sequences, such as the choices of a question
         return np.array([len(row[column]) for row in rows], dtype=np.int64)
     except (TypeError, KeyError, IndexError):
         return None

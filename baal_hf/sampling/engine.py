@@ -140,7 +140,8 @@ class Sampler:
             value: What is kept of a batch's predictions; None keeps them. Padding, where `attention_mask` of the batch
                 is 0, is NaN in them.
             chunk_rows: Rows of a chunk. By default 2,048, but a batch of all processes where rows have no length (eight
-                of them where draws swap weights), or where logits over a vocabulary are kept.
+                of them where draws swap weights), or where logits over a vocabulary are kept, or held for the draws of
+                a posterior that swaps weights.
             only: Numbers of the chunks to do; None does all.
 
         Returns:
@@ -156,12 +157,14 @@ class Sampler:
             raise TypeError(f"Predicting needs a dataset of rows, got {type(dataset).__name__}.")
         if hasattr(dataset, "__len__") and len(dataset) == 0:
             raise ValueError("Predicting needs at least one row, got an empty dataset.")
-        if chunk_rows is None and value is None and vocabulary(self._model):
+        if chunk_rows is None and (value is None or self._posterior.swaps_weights) and vocabulary(self._model):
             chunk_rows = self._batch_size * self._accelerator.num_processes
         return self._chunks(dataset, draws, value or (lambda predictions, rows: predictions), chunk_rows, only)
 
-    def store_rows(self, dataset: Any) -> int:
+    def store_rows(self, dataset: Any, value: Value | None = None) -> int:
         """Rows of a chunk that a store is to have, on any number of processes."""
+        if (value is None or self._posterior.swaps_weights) and vocabulary(self._model):
+            return self._batch_size
         return _CHUNK_ROWS if self._lengths(dataset, 0) is not None else _STORED_BATCHES * self._batch_size
 
     def _token_budget(self, draws: int) -> int:

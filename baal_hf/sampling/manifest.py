@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from baal_hf.posterior import dropout_report
-from baal_hf.posterior.weights import weight_files
+from baal_hf.posterior.weights import is_member, weight_files
+from baal_hf.store import ArrayStore
 
 _ROWS_AT_ONCE = 10_000
+_ROW = 10_000  # bytes; of larger rows there are fewer at once
 _PIECE = 2**24  # bytes
 _GENERATORS = (torch.Generator, np.random.Generator)
 # What a configuration gains by being saved, loaded or trained, and what no result depends on.
@@ -38,13 +40,19 @@ def described(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, os.PathLike):
-        return _files_digest(Path(value))
+        return _files_digest(Path(value)) if is_member(Path(value)) else os.fspath(value)
+    if isinstance(value, ArrayStore):
+        return value.manifest
     if isinstance(value, Tensor | np.ndarray):
         return _digest(value)
     if isinstance(value, Mapping):
         return {str(name): described(part) for name, part in value.items() if not isinstance(part, _GENERATORS)}
-    if isinstance(value, list | tuple | range | set):
+    if isinstance(value, list | tuple | range):
         return [described(part) for part in value]
+    if isinstance(value, set | frozenset):
+        return sorted((described(part) for part in value), key=repr)
+    if isinstance(value, types.MethodType):
+        return [described(value.__self__), described(value.__func__)]
     if isinstance(value, types.FunctionType):
         closed = [described(cell.cell_contents) for cell in value.__closure__ or ()]
         return [value.__qualname__, _code_digest(value.__code__), closed, described(value.__defaults__)]
@@ -77,8 +85,13 @@ def model_digest(model: nn.Module) -> str:
 
 
 def _code_digest(code: types.CodeType) -> str:
-    constants = [_code_digest(part) if isinstance(part, types.CodeType) else repr(part) for part in code.co_consts]
-    return _digest([code.co_code, constants, list(code.co_names)])
+    return _digest([code.co_code, [_constant(part) for part in code.co_consts], list(code.co_names)])
+
+
+def _constant(part: Any) -> str:
+    if isinstance(part, types.CodeType):
+        return _code_digest(part)
+    return repr(sorted(part, key=repr) if isinstance(part, frozenset) else part)  # whose order is another each time
 
 
 def rows_digest(dataset: Any) -> str:
@@ -87,7 +100,9 @@ def rows_digest(dataset: Any) -> str:
     if isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom":
         for column in sorted(dataset.column_names):
             _update(digest, column)
-            for part in dataset.select_columns([column]).with_format("arrow").iter(_ROWS_AT_ONCE):
+            rows = dataset.select_columns([column]).with_format("arrow")
+            first = rows[:1].column(column).combine_chunks().nbytes if len(rows) else 0
+            for part in rows.iter(max(1, _ROWS_AT_ONCE >> (first // _ROW).bit_length())):
                 _update_arrow(digest, part.column(column).combine_chunks())
     else:
         for position in range(len(dataset)):

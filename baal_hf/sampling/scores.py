@@ -38,9 +38,8 @@ def scoring(heuristic: AbstractHeuristic, arrays: Mapping[str, Any], rows: int |
             f"it, or for a large pool the best rows by a first score: Prefiltered({heuristic.name}(...))."
         )
 
-    for name in ROW_ARRAYS:
-        if name in arrays and rows is not None and len(arrays[name]) != rows:
-            raise ValueError(f"{heuristic.name} got {len(arrays[name])} {name} for {rows} rows.")
+    if rows is not None:
+        check_row_arrays(heuristic.name, arrays, rows)
 
     def scores(predictions: Tensor, ids: NumpyArray) -> Tensor:
         here = {name: _entries(array, ids) if name in ROW_ARRAYS else array for name, array in arrays.items()}
@@ -61,18 +60,35 @@ def scoring(heuristic: AbstractHeuristic, arrays: Mapping[str, Any], rows: int |
     return scores
 
 
+def check_row_arrays(who: str, arrays: Mapping[str, Any], rows: int) -> None:
+    """Raise unless arrays with an entry for each row have as many as there are rows.
+
+    Raises:
+        ValueError: One has more or fewer.
+    """
+    for name in ROW_ARRAYS:
+        if arrays.get(name) is not None and len(arrays[name]) != rows:
+            raise ValueError(f"{who} got {len(arrays[name])} {name} for {rows} rows.")
+
+
 def _entries(array: Any, rows: NumpyArray) -> Any:
     return array[torch.from_numpy(rows)] if isinstance(array, Tensor) else np.asarray(array)[rows]
 
 
-def top_rows(chunks: Iterable[Chunk], query_size: int, who: str) -> tuple[Ranks, NumpyArray]:
+def top_rows(chunks: Iterable[Chunk], query_size: int, who: str, arrays: Mapping[str, Any]) -> tuple[Ranks, NumpyArray]:
     """The K highest scores of a stream of any length, ties in the order of the rows; only K are held.
+
+    Args:
+        chunks: Scores.
+        query_size: K.
+        who: Ranks the rows, by name.
+        arrays: What it was given beside predictions.
 
     Returns:
         Positions, most informative first, int64 [K], and their scores [K].
 
     Raises:
-        ValueError: There are fewer rows, or scores are not finite.
+        ValueError: There are fewer rows, or an array is not about them; or scores are not finite.
     """
     rows, scores = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
     seen = 0
@@ -82,6 +98,7 @@ def top_rows(chunks: Iterable[Chunk], query_size: int, who: str) -> tuple[Ranks,
         scores = np.concatenate([scores, chunk.values.numpy()])
         best = descending(scores, who)[:query_size]
         rows, scores = rows[best], scores[best]
+    check_row_arrays(who, arrays, seen)
     checked_size(query_size, seen, who)
     return rows, scores
 

@@ -56,7 +56,7 @@ def sample_to_store(
     plan: list[Any] = [None, 0, []]  # an error for every process, rows of a chunk, chunks that are missing
     if accelerator.is_main_process:
         try:
-            rows = _chunk_rows(Path(folder)) or sampler.store_rows(dataset)
+            rows = _chunk_rows(Path(folder)) or sampler.store_rows(dataset, value)
             store = ArrayStore(folder, {"rows": len(dataset), "chunk_rows": rows, **manifest})
             plan = [None, rows, store.missing()]
         except Exception as error:  # whatever it is, the others wait to be told

@@ -13,6 +13,7 @@ from baal_hf.heuristics import (
     ClassBalanced,
     Entropy,
     PowerBALD,
+    Prefiltered,
     Random,
     WithoutDuplicates,
     bald,
@@ -79,6 +80,18 @@ def test_copies(base) -> None:
     features = rng.standard_normal((12, 8)).astype(np.float32)[copies]
     ranks = WithoutDuplicates(base, 12)(distinct[copies], features=features)
     assert sorted(copies[ranks]) == list(range(12))
+
+
+def test_over_a_prefilter() -> None:
+    """No more rows are asked of a base than it ranks; where those have too few distinct ones, others fill the query."""
+    probs, features = random_probs(40), np.eye(40)
+    base = Prefiltered(BatchBALD(), candidates=15)
+    assert WithoutDuplicates(base, 10)(probs, features=features).tolist() == base(probs, 10).tolist()
+    alike = np.ones((40, 2))
+    ranks = WithoutDuplicates(base, 10)(probs, features=alike)
+    assert len(set(ranks.tolist())) == 10 and set(ranks.tolist()) <= set(base(probs, 15).tolist())
+    with pytest.raises(ValueError, match=r"query_size in 1 \.\. 15"):
+        WithoutDuplicates(base, 16)(probs, features=features)
 
 
 @pytest.mark.parametrize("features", [np.full((8, 2), np.nan), np.ones(8), np.ones((8, 2, 2))])

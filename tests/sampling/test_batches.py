@@ -230,6 +230,7 @@ def test_what_has_no_lengths(rows: Dataset) -> None:
         rows.to_iterable_dataset(),
         [{"label": 1}],
         [{"input_ids": 1}],
+        [{"input_ids": [[1, 2], [3]]}],
         [[1, 2]],
         [torch.ones(3)],
     ):

@@ -51,7 +51,8 @@ from baal_hf import (
     top_k,
 )
 from baal_hf.heuristics import Prefiltered
-from baal_hf.sampling import described, model_digest, rows_digest
+from baal_hf.sampling import described, manifest, model_digest, rows_digest
+from baal_hf.store import ArrayStore
 
 tiny = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=99)
 
@@ -100,6 +101,16 @@ def spread(scores: np.ndarray) -> np.ndarray:
     return np.asarray(np.nanmax(scores, axis=1) - 1)
 
 
+class Truncating:
+    """What may have a bound method as a collator."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def collate(self, rows: list[Any]) -> Any:
+        return rows[: self.size]
+
+
 # Each line is made twice in this process and once in another: it is described alike, and unlike all others.
 THINGS: dict[str, Callable[[], Any]] = {
     "dropout": lambda: MCDropout(),
@@ -142,6 +153,13 @@ THINGS: dict[str, Callable[[], Any]] = {
     "combined, ranks": lambda: CombineHeuristics([BALD(), Entropy()], [1, 2], normalisation="rank"),
     "prefiltered": lambda: Prefiltered(BatchBALD(3)),
     "prefiltered, by entropy": lambda: Prefiltered(BatchBALD(3), by=Entropy()),
+    "a method": lambda: Truncating(3).collate,
+    "a method of another object": lambda: Truncating(64).collate,
+    "a set": lambda: {"input_ids", "attention_mask", "labels", "token_type_ids"},
+    "a frozen set": lambda: frozenset({"input_ids", "attention_mask", "labels"}),
+    "a function with a set": lambda: lambda name: name in {"input_ids", "attention_mask", "labels", "token_type_ids"},
+    "a path": lambda: Path("no/member"),
+    "another path": lambda: Path("no/other"),
     "arrays": lambda: {"labels": [1, 2], "target_predictions": np.ones((2, 3))},
     "arrays, float32": lambda: {"labels": [1, 2], "target_predictions": np.ones((2, 3), np.float32)},
     "arrays, another shape": lambda: {"labels": [1, 2], "target_predictions": np.ones((3, 2))},
@@ -387,6 +405,29 @@ OTHERS: list[list[Any]] = [
     [[1, 2, None], [4], [], [5, 6], [7, 8, 9, 10]],
     [[1, 2, 0], [4], [], [5, 6], [7, 8, 9, 10]],
 ]
+
+
+def test_few_large_rows_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of large rows fewer are gathered, by what rows hold and not by how their table lies."""
+    monkeypatch.setattr(manifest, "_ROW", 10)
+    read, sizes = manifest._update_arrow, list[int]()
+
+    def noting(digest: Any, array: Any) -> None:
+        sizes.append(array.nbytes)
+        read(digest, array)
+
+    monkeypatch.setattr(manifest, "_update_arrow", noting)
+    ids = np.arange(20_000).reshape(2_000, 10).tolist()
+    selected = of_ids([[7], *ids[::-1]]).select(range(2_000, 0, -1))
+    assert rows_digest(of_ids(ids)) == rows_digest(in_pieces(ids, [1, 1_999])) == rows_digest(selected)
+    assert 40_000 < max(sizes) < 2_000 * 10 * 8 / 2
+
+
+def test_a_store_is_its_manifest(tmp_path: Path) -> None:
+    """Arrays on disk are described by what they were made of."""
+    one, other = (ArrayStore(tmp_path / name, {"rows": 2, "chunk_rows": 2, "of": name}) for name in ("a", "b"))
+    assert text({"target_predictions": one}) != text({"target_predictions": other})
+    assert text(ArrayStore(tmp_path / "a")) == text(one)
 
 
 def test_other_rows_have_another_digest() -> None:

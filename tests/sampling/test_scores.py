@@ -30,10 +30,12 @@ from baal_hf import (
     BaalTransformersTrainer,
     BatchBALD,
     CombineHeuristics,
+    CoreSet,
     Entropy,
     PowerBALD,
     Random,
     SelfConfidence,
+    TypiClust,
     Variance,
     top_k,
 )
@@ -169,6 +171,22 @@ def test_labels_of_other_rows_are_refused(trainer: BaalTransformersTrainer, rows
         trainer.score_dataset(rows, SelfConfidence(), iterations=2, labels=[0] * (23 + more))
 
 
+@pytest.mark.parametrize("more", [1, -1])
+def test_features_of_other_rows_are_refused(trainer: BaalTransformersTrainer, rows: Dataset, more: int) -> None:
+    """Features of more or fewer rows, too, also where no predictions are needed, and of a stream once it was read."""
+    features, message = np.random.default_rng(0).standard_normal((23 + more, 4)), rf"got {23 + more} features for 23"
+    for heuristic in (CoreSet(), TypiClust()):
+        with pytest.raises(ValueError, match=message):
+            trainer.rank_dataset(rows, heuristic, 2, 5, features=features)
+    with pytest.raises(ValueError, match=message):
+        trainer.score_dataset(rows, CoreSet(), features=features)
+    if more > 0:
+        for call in (trainer.rank_dataset, trainer.score_dataset):
+            labels = {"labels": [0] * (23 + more)}
+            with pytest.raises(ValueError, match=f"got {23 + more} labels for 23 rows"):
+                call(Stream(rows), SelfConfidence(), 2, *([5] if call == trainer.rank_dataset else []), **labels)
+
+
 def test_errors_name_the_rows_of_the_dataset(trainer: BaalTransformersTrainer, rows: Dataset) -> None:
     """A row without a label is named by its position in the dataset."""
     labels = np.array(rows["label"])
@@ -280,7 +298,7 @@ def test_top_rows_hold_k() -> None:
             Chunk(number, range(start, min(start + size, 300)), torch.from_numpy(scores[start : start + size]))
             for number, start in enumerate(range(0, 300, size))
         )
-        rows, best = top_rows(chunks, 40, "BALD")
+        rows, best = top_rows(chunks, 40, "BALD", {})
         expected = np.argsort(-scores, kind="stable")[:40]
         assert rows.tolist() == expected.tolist()
         assert best.tolist() == scores[expected].tolist()
