@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from functools import cache
 from typing import Any
 
@@ -15,6 +15,7 @@ from baal_hf.arrays import NumpyArray, row_names
 from baal_hf.rows import ROW_ID
 from baal_hf.sampling import token_lengths
 
+_MASKS = ("attention_mask", "decoder_attention_mask", "pixel_attention_mask")
 # Tables of learned positions, by the names that transformers' models give them.
 _POSITIONS = ("position_embeddings", "position_embedding", "embed_positions", "wpe")
 
@@ -22,7 +23,8 @@ _POSITIONS = ("position_embeddings", "position_embedding", "embed_positions", "w
 class InputCollator:
     """The data collator on rows, and of batches, without what does not reach the model: labels, row ids, other columns.
 
-    A class, so that worker processes can be given it.
+    What says which positions are padding stays in batches where the model does not take it: `taken` leaves it out. A
+    class, so that worker processes can be given it.
     """
 
     def __init__(self, collator: Callable[[list[Any]], Any], labels: set[str], inputs: set[str] | None) -> None:
@@ -41,10 +43,16 @@ class InputCollator:
                 f"The data collator asks for {error}, which predicting does not give it: labels are hidden in a pool. "
                 "Let it leave out what a row does not have."
             ) from error
-        return self._wanted(batch)
+        return self._wanted(batch, also=_MASKS)
 
-    def _wanted(self, row: Any) -> Any:
-        return {name: row[name] for name in row if self.wants(name)} if isinstance(row, Mapping) else row
+    def _wanted(self, row: Any, also: Container[str] = ()) -> Any:
+        if not isinstance(row, Mapping):
+            return row
+        return {name: row[name] for name in row if self.wants(name) or name in also}
+
+    def taken(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """What the model is given of a batch."""
+        return {name: value for name, value in batch.items() if self.wants(name)}
 
 
 def model_columns(dataset: Any, collator: InputCollator, model: str) -> Any:

@@ -383,7 +383,7 @@ class BaalTransformersTrainer(Trainer):
                 return model(*batch)
             no_cache = {"use_cache": False} if "use_cache" in input_names(model) else {}  # of keys and values
             try:
-                return model(**{**no_cache, **batch})
+                return model(**{**no_cache, **self._collator(model).taken(batch)})
             except ValueError as error:
                 has_decoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
                 if not has_decoder or "decoder_input_ids" in batch:
@@ -400,14 +400,17 @@ class BaalTransformersTrainer(Trainer):
         if not spread and weight is not None and weight.device.type != self.args.device.type:
             self._move_model_to_device(model, self.args.device)
 
+    def _collator(self, model: nn.Module) -> InputCollator:
+        inputs = input_names(model) if self.args.remove_unused_columns else None
+        return InputCollator(self.data_collator, {"label", "labels", "label_ids", *self.label_names}, inputs)
+
     def _sampler(
         self, dataset: Any, posterior: Posterior, forward: Forward, shown_as: str = "draws"
     ) -> tuple[Sampler, Any]:
         """The engine for this trainer's model, and the rows without what does not reach it."""
         model = unwrapped(self.model)
         self._place(model)
-        inputs = input_names(model) if self.args.remove_unused_columns else None
-        collator = InputCollator(self.data_collator, {"label", "labels", "label_ids", *self.label_names}, inputs)
+        collator = self._collator(model)
         sampler = Sampler(
             model,
             posterior,

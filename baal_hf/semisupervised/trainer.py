@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from baal_hf.inputs import InputCollator, input_names, model_columns
+from baal_hf.inputs import input_names, model_columns
 from baal_hf.outputs import found_logits, known_problem_type, token_mask
 from baal_hf.posterior.base import unwrapped
 from baal_hf.semisupervised.base import SemiSupervisedMethod
@@ -168,8 +168,7 @@ class SemiSupervisedTrainer(BaalTransformersTrainer):
     def _unlabelled_loader(self, first: int) -> DataLoader[Any]:
         """Batches of unlabelled rows without end, from number `first` on."""
         model = unwrapped(self.model)
-        inputs = input_names(model) if self.args.remove_unused_columns else None
-        collator = InputCollator(self.data_collator, {"label", "labels", "label_ids", *self.label_names}, inputs)
+        collator = self._collator(model)
         rows = model_columns(
             unlabelled_rows(type(self).__name__, self.unlabelled_dataset), collator, type(model).__name__
         )
@@ -200,7 +199,7 @@ class SemiSupervisedTrainer(BaalTransformersTrainer):
             raise ValueError(f"Semi-supervised learning needs a model of classes that exclude each other, got {kind}.")
         if isinstance(batch, Mapping):
             no_cache = {"use_cache": False} if "use_cache" in input_names(bare) else {}  # of keys and values
-            logits = found_logits(model(**{**no_cache, **batch}), ())
+            logits = found_logits(model(**{**no_cache, **self._collator(bare).taken(batch)}), ())
         else:
             logits = found_logits(model(*batch), ())
         if logits.ndim == 3:  # [B, S, C]

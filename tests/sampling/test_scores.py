@@ -134,6 +134,32 @@ def test_scores_of_tokens(
     np.testing.assert_allclose(scores, heuristic.get_uncertainties(probs), rtol=0, atol=1e-6)
 
 
+class Tagger(torch.nn.Module):
+    """Classes of tokens, for which it is not told what is padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = BertConfig(problem_type="single_label_classification", num_labels=5)
+        self.layers = torch.nn.Sequential(torch.nn.Embedding(31_000, 16), torch.nn.Dropout(0.5), torch.nn.Linear(16, 5))
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.layers(input_ids)
+
+
+def test_padding_is_none_of_a_row_also_without_a_mask(tokenizer: Any, rows: Dataset, tmp_path: Path) -> None:
+    """Where a model takes no attention mask, too, positions that are padding are NaN, and no score depends on them."""
+    set_seed(0)
+    trainer = make(Tagger(), tokenizer, tmp_path, data_collator=DataCollatorForTokenClassification(tokenizer))
+    lengths = [len(ids) for ids in rows["input_ids"]]
+    scores = []
+    for max_tokens in (None, 1):
+        trainer.max_tokens_per_batch = max_tokens
+        probs = trainer.predict_on_dataset(rows, iterations=3)
+        assert np.isfinite(probs[:, 0, :, 0]).sum(1).tolist() == lengths
+        scores.append(trainer.score_dataset(rows, Entropy(reduction="sum"), iterations=3))
+    np.testing.assert_allclose(scores[0], scores[1], rtol=1e-5)
+
+
 def test_positions_need_a_reduction(token_trainer: BaalTransformersTrainer, rows: Dataset) -> None:
     """A score for each token is refused with the advice to reduce."""
     with pytest.raises(ValueError, match=r"BALD gives a score to each position, .*reduction='mean'"):
