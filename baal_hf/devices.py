@@ -9,7 +9,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import GradientState, PartialState
-from accelerate.utils import GradientAccumulationPlugin, broadcast, pad_across_processes, parse_flag_from_env
+from accelerate.utils import (
+    GradientAccumulationPlugin,
+    broadcast,
+    pad_across_processes,
+    parse_flag_from_env,
+    recursively_apply,
+)
 from torch import Tensor, nn
 
 _PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -76,8 +82,13 @@ def gathered(outputs: Any, target: Any, ignored: int | None, accelerator: Accele
 
     Raises:
         ValueError: Outputs of the processes have different shapes, and the criterion leaves out no position.
+        TypeError: A target has parts that are no tensors, which processes do not exchange.
     """
     if accelerator.num_processes > 1:
+        try:
+            recursively_apply(lambda part: part, target, error_on_other_type=True)
+        except TypeError as error:
+            raise TypeError(f"Several processes test with targets that are tensors only: {error}") from None
         if isinstance(outputs, Tensor) and isinstance(target, Tensor):
             outputs, target = _as_long(outputs, target, ignored, accelerator)
         outputs, target = accelerator.gather_for_metrics((outputs, target))

@@ -97,6 +97,22 @@ def check_widths() -> None:
         raise AssertionError("rows of different width passed")
 
 
+def check_targets() -> None:
+    """Targets of several parts are tested if they are tensors; text is refused."""
+    inputs, classes = rows(6).tensors
+    model = ModelWrapper(nn.Linear(8, 3), lambda out, target: cross_entropy(out, target["class"]), probabilities="none")
+    told = [(x, {"class": y, "weight": 1.0}) for x, y in zip(inputs, classes, strict=True)]
+    with torch.no_grad():
+        alone = cross_entropy(model.model(inputs), classes).item()
+    np.testing.assert_allclose(model.test_on_dataset(told, 2, **OPTIONS), alone, rtol=1e-5)
+    try:
+        model.test_on_dataset([(x, {**target, "name": "a"}) for x, target in told], 2, **OPTIONS)
+    except TypeError as error:
+        assert "targets that are tensors only" in str(error)
+    else:
+        raise AssertionError("a target with text passed")
+
+
 def main() -> None:
     """Pools smaller and larger than the number of processes; then training and a loop."""
     for size in (1, 2, 3, 7, 11):
@@ -122,6 +138,7 @@ def main() -> None:
     check_parts(int(sys.argv[1]))
     if int(sys.argv[1]) == 2:
         check_widths()
+        check_targets()
 
     active = ActiveLearningDataset(dataset)
     active.label_randomly(4)
