@@ -417,15 +417,15 @@ class ModelWrapper:
                     loss = self._step(model, inputs, _targeted(target), optimizer, accelerator, regularizer)
                 except FloatingPointError as error:
                     raise ValueError(f"Batch {place} of epoch {number}: {error}") from None
-                number = targets_in(target, ignored, _rows_in(inputs))
-                total += torch.tensor([float(loss) * number, number])
+                targets = targets_in(target, ignored, _rows_in(inputs))
+                total += torch.tensor([float(loss) * targets, targets])
         finally:
             self.model.eval()
         agree_on_buffers(self.model, accelerator)
-        losses, targets = accelerator.gather(total.to(accelerator.device)[None]).sum(0).tolist()
-        if targets == 0:
+        loss_sum, all_targets = accelerator.gather(total.to(accelerator.device)[None]).sum(0).tolist()
+        if all_targets == 0:
             raise ValueError(f"Training needs targets, and the criterion ignores all: they are {ignored}.")
-        mean: float = losses / targets
+        mean: float = loss_sum / all_targets
         self._values["train_loss"] = mean
         return mean
 

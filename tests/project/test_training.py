@@ -159,9 +159,10 @@ def test_query(project: Project) -> None:
 
 
 @pytest.mark.parametrize("heuristic", ["bald", "batchbald", "epig", "badge", "coreset", "random"])
-def test_chunks_equal_the_whole(project: Project, monkeypatch: pytest.MonkeyPatch, heuristic: str) -> None:
+def test_chunks_equal_the_whole(make: Callable[..., Project], monkeypatch: pytest.MonkeyPatch, heuristic: str) -> None:
     """Every kind of heuristic chooses the same rows whether the pool's tokens are there at once or in parts."""
-    label(project, list(range(8)))
+    project = make(epochs=15)  # of a model that has learned little, scores differ by rounding only
+    label(project, list(range(16)))
     training.train(project)
     whole = training.query(project, heuristic, 4, iterations=4)
     monkeypatch.setattr(training, "_CHUNK", 7)
