@@ -34,6 +34,9 @@ def described(value: Any) -> Any:
 
     Arrays, code and tables are told by their digest. Generators of random numbers are left out, and so is what models
     and tokenizers of transformers are besides their class and how they pad.
+
+    Raises:
+        ValueError: A method of an object that holds itself.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -52,7 +55,12 @@ def described(value: Any) -> Any:
     if isinstance(value, set | frozenset):
         return sorted((described(part) for part in value), key=repr)
     if isinstance(value, types.MethodType):
-        return [described(value.__self__), described(value.__func__)]
+        try:
+            return [described(value.__self__), described(value.__func__)]
+        except RecursionError:
+            raise ValueError(
+                f"What {value.__qualname__} depends on cannot be told: its object holds itself. Pass a function."
+            ) from None
     if isinstance(value, types.FunctionType):
         closed = [described(cell.cell_contents) for cell in value.__closure__ or ()]
         return [value.__qualname__, _code_digest(value.__code__), closed, described(value.__defaults__)]

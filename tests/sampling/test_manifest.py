@@ -232,6 +232,14 @@ def test_other_callables_differ(one: Any, other: Any) -> None:
     assert text(one) != text(other)
 
 
+def test_methods_of_what_holds_itself() -> None:
+    """They are refused, rather than told by name or for ever."""
+    one = Truncating(3)
+    one.own = one  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=r"Truncating\.collate depends on cannot be told"):
+        described(one.collate)
+
+
 def test_nested_code_has_no_address() -> None:
     """A function with another inside is described without the address of its code, which each process has its own."""
 
